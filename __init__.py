@@ -1,0 +1,34 @@
+"""Token-level guided preference optimization (TGDPO) in two offline stages.
+
+`tgdpo score` runs a guidance and a reference model once and writes per-token rewards to Parquet shards;
+`tgdpo train` streams the shards into a trainer that holds the policy alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .data.cache import RewardCache
+    from .stages.score.config import ScoreConfig
+    from .stages.score.run import score
+    from .stages.train.config import TrainConfig
+    from .stages.train.run import train
+
+# Imported on first use: `import tgdpo` and `tgdpo --help` stay free of torch.
+_LAZY = {
+    "RewardCache": ".data.cache",
+    "ScoreConfig": ".stages.score.config",
+    "TrainConfig": ".stages.train.config",
+    "score": ".stages.score.run",
+    "train": ".stages.train.run",
+}
+
+__all__ = ["RewardCache", "ScoreConfig", "TrainConfig", "__version__", "score", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""What flows between the stages: preference pairs, token ids, packed batches, the reward cache. No models here."""

@@ -1,0 +1,113 @@
+"""`_manifest.json`: what a reward cache holds and what it was made from. It is written last, so its presence means
+that the cache is whole."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import CacheError
+from .files import replace
+from .schema import FORMAT_VERSION, MANIFEST_NAME, SHARD_PATTERN
+
+RewardKind = Literal["log-ratio", "token-classification", "none"]
+"""What the reward columns hold: log pi_guide - log pi_ref, a reward model's output, or zeros (no guidance)."""
+
+Fingerprint = dict[str, Any]
+"""Everything that decides a score, flat: field name to a JSON value."""
+
+ENVIRONMENT_FIELDS = ("device", "torch", "transformers", "pyarrow", "tgdpo")
+"""Fields of the fingerprint that say where a cache was made. They must agree while it is being written, so that one
+cache never mixes two library versions; a finished cache stays what it is after an upgrade."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Shard(_Record):
+    """One Parquet file of the cache."""
+
+    name: Annotated[str, Field(pattern=f"^{SHARD_PATTERN.pattern}$")]
+    rows: Annotated[int, Field(ge=0)]
+    prompt_tokens: Annotated[int, Field(ge=0)]
+    chosen_tokens: Annotated[int, Field(ge=0)]
+    rejected_tokens: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(gt=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Counts(_Record):
+    """Rows: read = scored + set aside. The others are kept rows that are worth knowing about."""
+
+    read: int
+    scored: int
+    set_aside: int
+    duplicates: int
+    truncated: int
+
+
+class Manifest(_Record):
+    """Contents of `_manifest.json`."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    created: str
+    """ISO 8601 time in UTC."""
+    reward_kind: RewardKind
+    dataset: str
+    """As it was named on the command line, like the model names below: for people; the fingerprint decides."""
+    reference: str
+    guidance: str | None
+    tokenizer: str
+    tokenizer_vocabulary_sha256: str
+    """Hash of the mapping from token to id; a policy must have the same."""
+    conversational: bool
+    row_group_pairs: int
+    settings: dict[str, Any]
+    """Settings that may differ between two runs of one cache, such as the token budget."""
+    fingerprint: Fingerprint
+    counts: Counts
+    set_aside_reasons: dict[str, int]
+    shards: list[Shard]
+
+    @property
+    def rows(self) -> int:
+        """Scored pairs in the cache."""
+        return sum(shard.rows for shard in self.shards)
+
+    def write(self, folder: Path) -> None:
+        """Publishes the manifest in `folder`."""
+        text = json.dumps(self.model_dump(), indent=1, ensure_ascii=True) + "\n"
+        replace(folder / MANIFEST_NAME, lambda path: path.write_text(text))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Raises CacheError where there is no whole cache, or one of another format version."""
+        path = folder / MANIFEST_NAME
+        if not folder.is_dir():
+            raise CacheError(f"{folder} is no folder", fix="name the --output folder of tgdpo score")
+        if not path.is_file():
+            raise CacheError(
+                f"{folder} has no {MANIFEST_NAME}, so the cache in it is not finished",
+                fix="run the same tgdpo score command again, it goes on where it stopped",
+            )
+        try:
+            content = json.loads(path.read_text())
+            version = content.get("format_version") if isinstance(content, dict) else None
+            if version != FORMAT_VERSION:
+                raise CacheError(
+                    f"{path} has format version {version!r}, this tgdpo reads {FORMAT_VERSION}",
+                    fix="use the tgdpo that wrote it, or score again",
+                )
+            return cls.model_validate(content)
+        except (ValueError, ValidationError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise CacheError(f"{path} is damaged ({reason})", fix="restore it from a copy, or score again") from error
+
+
+def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, ignore: tuple[str, ...] = ()) -> list[str]:
+    """Names of the fields that differ, those of `ignore` left out."""
+    names = sorted(ours.keys() | theirs.keys())
+    return [name for name in names if name not in ignore and ours.get(name) != theirs.get(name)]

@@ -1,0 +1,175 @@
+"""Token ids of a pair: prompt and response are tokenised in one piece and split on a token boundary.
+
+Tokenising them apart gives other ids than the model would see (trl#2054); adding special tokens to text that a chat
+template has rendered doubles BOS (trl#1885). Neither happens here.
+"""
+
+import bisect
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ModelError
+from .rendering import Reason, Rendered, SetAside
+
+Ids = npt.NDArray[np.int32]
+Overlong = Literal["truncate", "set-aside"]
+
+
+class PairIds(NamedTuple):
+    """Token ids of one pair, int32. Responses end with the end-of-turn token unless they were cut."""
+
+    prompt: Ids
+    chosen: Ids
+    rejected: Ids
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of both rows that a model sees: the prompt counts twice."""
+        return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+
+class TokenizedPair(NamedTuple):
+    """A rendered pair with its ids; `truncated` says whether prompt or a response was cut."""
+
+    text: Rendered
+    ids: PairIds
+    truncated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthLimits:
+    """Lengths in tokens; None means no limit.
+
+    `max_length` bounds prompt and response together: responses are cut on the right (and then have no end-of-turn
+    token). `max_prompt_length` cuts prompts on the left and keeps BOS. `context` is what the models can read: a longer
+    row is set aside. With `overlong="set-aside"` nothing is cut: rows over a limit are set aside.
+    """
+
+    max_length: int | None = None
+    max_prompt_length: int | None = None
+    context: int | None = None
+    overlong: Overlong = "truncate"
+
+
+def control_tokens(tokenizer: Any) -> list[str]:
+    """Strings that the tokenizer reads as control tokens wherever they stand in a text."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted(added | set(tokenizer.all_special_tokens))
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts BOS in front of plain text by itself."""
+    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+
+
+def require_usable(tokenizer: Any, name: str) -> None:
+    """Raises ModelError for a tokenizer that gives no character offsets or has no end-of-turn token."""
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer of {name} has no fast (Rust) form, and only that gives character offsets",
+            fix="save one with a tokenizer.json",
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {name} has no EOS token, so responses could not end",
+            fix="set eos_token in its tokenizer_config.json",
+        )
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
+    """SHA-256 of the mapping from token to id, added tokens included: equal where ids mean the same."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
+    return hashlib.sha256(vocabulary.encode()).hexdigest()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of everything that decides the ids of a text: vocabulary, merges, normalisation, special tokens."""
+    parts = [tokenizer.backend_tokenizer.to_str(), tokenizer.bos_token_id, tokenizer.eos_token_id, adds_bos(tokenizer)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def chat_template_hash(tokenizer: Any) -> str | None:
+    """SHA-256 of the chat template, or None without one."""
+    if not tokenizer.chat_template:
+        return None
+    return hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode()).hexdigest()
+
+
+class PairTokenizer:
+    """Tokenises rendered pairs in batches.
+
+    A token that reaches over the end of the prompt's text belongs to the response, so `prompt + response` is always
+    exactly what the tokenizer gives for the whole text.
+    """
+
+    def __init__(self, tokenizer: Any, limits: LengthLimits) -> None:
+        self.tokenizer = tokenizer
+        self.limits = limits
+        self.eos = int(tokenizer.eos_token_id)
+        self.bos = [int(tokenizer.bos_token_id)] if adds_bos(tokenizer) else []
+
+    def encode(self, pairs: Sequence[Rendered]) -> list[TokenizedPair | SetAside]:
+        """One result per pair, in order."""
+        if not pairs:
+            return []
+        texts = [pair.prompt + response for pair in pairs for response in (pair.chosen, pair.rejected)]
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        rows = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+        results: list[TokenizedPair | SetAside] = []
+        for pair, chosen, rejected in zip(pairs, rows[::2], rows[1::2], strict=True):
+            try:
+                results.append(self._pair(pair, chosen, rejected))
+            except SetAside as verdict:
+                results.append(verdict)
+        return results
+
+    def _pair(self, text: Rendered, chosen: Any, rejected: Any) -> TokenizedPair:
+        (chosen_ids, chosen_offsets), (rejected_ids, rejected_offsets) = chosen, rejected
+        start = min(_tokens_inside(offsets, len(text.prompt)) for offsets in (chosen_offsets, rejected_offsets))
+        while chosen_ids[:start] != rejected_ids[:start]:
+            start -= 1
+        prompt, chosen_ids, rejected_ids = chosen_ids[:start], chosen_ids[start:], rejected_ids[start:]
+        if text.add_bos:
+            prompt = self.bos + prompt
+        if text.add_eos:
+            chosen_ids, rejected_ids = [*chosen_ids, self.eos], [*rejected_ids, self.eos]
+        if not prompt:
+            raise SetAside(Reason.EMPTY_PROMPT, "no token before the responses")
+        fitted = self._fit(prompt, chosen_ids, rejected_ids)
+        if np.array_equal(fitted.chosen, fitted.rejected):
+            raise SetAside(Reason.SAME_RESPONSES, "the same tokens")
+        truncated = fitted.tokens < 2 * len(prompt) + len(chosen_ids) + len(rejected_ids)
+        return TokenizedPair(text, fitted, truncated)
+
+    def _fit(self, prompt: list[int], chosen: list[int], rejected: list[int]) -> PairIds:
+        limits = self.limits
+        longest = len(prompt) + max(len(chosen), len(rejected))
+        if limits.overlong == "set-aside":
+            if limits.max_prompt_length is not None and len(prompt) > limits.max_prompt_length:
+                raise SetAside(Reason.PROMPT_TOO_LONG, f"{len(prompt)} tokens > {limits.max_prompt_length}")
+            if limits.max_length is not None and longest > limits.max_length:
+                raise SetAside(Reason.TOO_LONG, f"{longest} tokens > {limits.max_length}")
+        if limits.max_prompt_length is not None and len(prompt) > limits.max_prompt_length:
+            has_bos = prompt[0] == self.tokenizer.bos_token_id
+            kept = limits.max_prompt_length - has_bos
+            prompt = prompt[: int(has_bos)] + prompt[len(prompt) - kept :]
+        if limits.max_length is not None:
+            room = limits.max_length - len(prompt)
+            if room < 1:
+                raise SetAside(Reason.PROMPT_TOO_LONG, f"{len(prompt)} tokens leave no room in {limits.max_length}")
+            chosen, rejected = chosen[:room], rejected[:room]
+        longest = len(prompt) + max(len(chosen), len(rejected))
+        if limits.context is not None and longest > limits.context:
+            raise SetAside(Reason.TOO_LONG, f"{longest} tokens > the model's context of {limits.context}")
+        return PairIds(*(np.asarray(ids, np.int32) for ids in (prompt, chosen, rejected)))
+
+
+def _tokens_inside(offsets: Sequence[tuple[int, int]], boundary: int) -> int:
+    """Number of leading tokens whose text ends at or before character `boundary`."""
+    return bisect.bisect_right(offsets, boundary, key=lambda offset: offset[1])

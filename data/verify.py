@@ -1,0 +1,87 @@
+"""Checks a reward cache against its manifest: every byte, every row, every count."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .cache import RewardCache, shard_problem
+from .schema import METADATA_KEY, SET_ASIDE_NAME, SHARD_SCHEMA
+
+_SAME_LENGTHS = [
+    ("chosen_ids", "chosen_ref_logps"),
+    ("chosen_ids", "chosen_rewards"),
+    ("rejected_ids", "rejected_ref_logps"),
+    ("rejected_ids", "rejected_rewards"),
+]
+
+
+def verify(cache: RewardCache) -> list[str]:
+    """One line per problem; empty where the cache is what its manifest says."""
+    problems = _check_files(cache)
+    seen: set[str] = set()
+    for number, shard in enumerate(cache.manifest.shards):
+        problem = shard_problem(cache.shard_path(shard), shard)
+        problems += [problem] if problem else _check_rows(cache, number, seen)
+    return problems + _check_counts(cache)
+
+
+def _check_files(cache: RewardCache) -> list[str]:
+    listed = {shard.name for shard in cache.manifest.shards}
+    problems = [f"the manifest lists {name} twice" for name in _repeated([s.name for s in cache.manifest.shards])]
+    found = sorted(path.name for path in cache.folder.glob("*.parquet"))
+    return problems + [f"{name} is not in the manifest" for name in found if name not in listed]
+
+
+def _repeated(names: list[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def _check_rows(cache: RewardCache, number: int, seen: set[str]) -> list[str]:
+    shard = cache.manifest.shards[number]
+    file = cache.open_shard(number)
+    if not file.schema_arrow.equals(SHARD_SCHEMA):
+        return [f"{shard.name} has other columns than the format"]
+    if METADATA_KEY not in (file.schema_arrow.metadata or {}):
+        return [f"{shard.name} carries no tgdpo metadata"]
+    if file.metadata.num_rows != shard.rows:
+        return [f"{shard.name} has {file.metadata.num_rows} rows, the manifest says {shard.rows}"]
+    problems = []
+    tokens = dict.fromkeys(("prompt", "chosen", "rejected"), 0)
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group)
+        problems += [f"{shard.name}, row group {group}: {line}" for line in _check_table(table)]
+        ids = table["pair_id"].to_pylist()
+        doubled = len(ids) - len(set(ids) - seen)
+        seen.update(ids)
+        if doubled:
+            problems.append(f"{shard.name}, row group {group}: {doubled} pair_id not unique")
+        for name in tokens:
+            tokens[name] += len(pc.list_flatten(table[f"{name}_ids"]))
+    for name, count in tokens.items():
+        if count != getattr(shard, f"{name}_tokens"):
+            problems.append(f"{shard.name} has {count} {name} tokens, the manifest says otherwise")
+    return problems
+
+
+def _check_table(table: pa.Table) -> list[str]:
+    problems = []
+    for ids, scores in _SAME_LENGTHS:
+        if not pc.list_value_length(table[ids]).equals(pc.list_value_length(table[scores])):
+            problems.append(f"{scores} and {ids} differ in length")
+        if not np.isfinite(pc.list_flatten(table[scores]).to_numpy()).all():
+            problems.append(f"{scores} holds a value that is not finite")
+    return problems
+
+
+def _check_counts(cache: RewardCache) -> list[str]:
+    counts = cache.manifest.counts
+    problems = []
+    if cache.manifest.rows != counts.scored:
+        problems.append(f"the shards hold {cache.manifest.rows} rows, the manifest counts {counts.scored} scored")
+    if counts.read != counts.scored + counts.set_aside:
+        problems.append(f"{counts.read} rows read is not {counts.scored} scored + {counts.set_aside} set aside")
+    path = cache.folder / SET_ASIDE_NAME
+    lines = path.read_bytes().count(b"\n") if path.is_file() else 0
+    if lines != counts.set_aside:
+        problems.append(f"{SET_ASIDE_NAME} has {lines} rows, the manifest counts {counts.set_aside}")
+    return problems

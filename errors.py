@@ -1,0 +1,37 @@
+"""The errors that a user may meet. Each says what was set, why it cannot work and what to do, in one line."""
+
+
+class TgdpoError(Exception):
+    """Base of all expected errors; the command line prints it as one line and exits with `exit_code`.
+
+    `problem` says what was set and why it cannot work, `fix` what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, *, fix: str) -> None:
+        self.problem = problem
+        self.fix = fix
+        super().__init__(f"{problem}: {fix}")
+
+
+class UsageError(TgdpoError):
+    """The call is wrong: an option, a configuration file, a missing package."""
+
+    exit_code = 2
+
+
+class DataError(TgdpoError):
+    """The preference set cannot be used as it is."""
+
+
+class ModelError(TgdpoError):
+    """A model or tokenizer is missing, broken, or does not fit the others."""
+
+
+class CacheError(TgdpoError):
+    """The reward cache is missing, unfinished, changed, or made with other settings."""
+
+
+class TrainingError(TgdpoError):
+    """Training cannot go on: a loss that is not finite, a run folder of another configuration."""

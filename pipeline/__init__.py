@@ -1,0 +1,1 @@
+"""Joins the stages: configuration files, both stages in one run, the demo."""

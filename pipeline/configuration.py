@@ -1,0 +1,93 @@
+"""Configurations from YAML files and command-line options; options win, unknown keys are refused."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from ..errors import UsageError
+from ..stages.settings import Settings
+
+MAX_BYTES = 1_000_000
+"""A configuration is a page of text; a larger file is something else."""
+
+SomeSettings = TypeVar("SomeSettings", bound=Settings)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The file's mapping. Raises UsageError where it is missing, too large or no mapping."""
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no such file", fix="name a YAML file")
+    if path.stat().st_size > MAX_BYTES:
+        raise UsageError(f"{path} has {path.stat().st_size} bytes", fix=f"a configuration has at most {MAX_BYTES}")
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        where = getattr(error, "problem_mark", None)
+        place = f", line {where.line + 1}" if where else ""
+        raise UsageError(f"{path} is not valid YAML{place}", fix="mend the file") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"{path} holds no mapping of option names to values", fix="write lines like 'beta: 0.1'")
+    return content
+
+
+def section(content: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """The part of a file that configures one stage: the section of that name, or the whole of a flat file."""
+    if name not in content and not ({"score", "train"} & content.keys()):
+        return content
+    require_keys(content, ("score", "train"), path)
+    part = content.get(name) or {}
+    if not isinstance(part, dict):
+        raise UsageError(f"{path}: '{name}' holds no mapping", fix="indent its options under it")
+    return part
+
+
+def require_keys(content: Iterable[str], known: Iterable[str], path: Path) -> None:
+    """Raises UsageError for a key that is not known, with the nearest that is."""
+    known = list(known)
+    for key in content:
+        if key not in known:
+            raise UsageError(f"{path}: unknown key '{key}'", fix=_nearest(key, known))
+
+
+def build(kind: type[SomeSettings], *layers: dict[str, Any]) -> SomeSettings:
+    """A configuration from mappings, later ones winning.
+
+    Raises:
+        UsageError: an unknown key, a missing one, or a value that its field does not take.
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values |= {key.replace("-", "_"): value for key, value in layer.items()}
+    for name, field in kind.model_fields.items():
+        # One value may stand alone where several may be given.
+        if get_origin(field.annotation) is tuple and isinstance(values.get(name), str):
+            values[name] = (values[name],)
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        problem, fix = _explain(kind, error)
+        raise UsageError(problem, fix=fix) from error
+
+
+def _explain(kind: type[Settings], error: ValidationError) -> tuple[str, str]:
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    option = "--" + name.replace("_", "-")
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{name}'", _nearest(name, kind.model_fields)
+    if first["type"] == "missing":
+        return f"{option} is missing", kind.model_fields[name].description or "give it a value"
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{option} {first['input']}", f"{message}"
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    known = list(known)
+    nearest = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean '{nearest[0]}'?" if nearest else f"known are: {', '.join(known)}"

@@ -1,0 +1,1 @@
+"""The demo: all of the product on a small task with an exact checker."""

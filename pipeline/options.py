@@ -1,0 +1,72 @@
+"""Command-line options made from a configuration's fields, so that flag, YAML key and Python name are one thing."""
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from ..stages.settings import Settings
+
+
+def options_of(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a Typer command one option per field of `kind`.
+
+    The command's first parameter gets a dict of the options that were given; its further parameters stay options of
+    their own.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        fields = [_parameter(name, field) for name, field in kind.model_fields.items()]
+
+        @functools.wraps(command)
+        def wrapped(**values: Any) -> None:
+            given = {name: values.pop(name) for name in kind.model_fields}
+            command({name: value for name, value in given.items() if value not in (None, [])}, **values)
+
+        wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own + fields]
+        )
+        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in own + fields}
+        return wrapped
+
+    return decorate
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    flag = "--" + name.replace("_", "-")
+    value_type = _without_none(field.annotation)
+    declaration = f"{flag}/--no-{flag[2:]}" if value_type is bool else flag
+    extra = field.json_schema_extra
+    option = typer.Option(
+        declaration,
+        help=" ".join((field.description or "").split()) + (" Required." if field.is_required() else ""),
+        show_default=_shown_default(field),
+        rich_help_panel=str(extra["panel"]) if isinstance(extra, dict) else None,
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[value_type | None, option]
+    )
+
+
+def _without_none(annotation: Any) -> Any:
+    """X of `X | None`; a tuple becomes a list of text, which Typer reads as a repeatable option."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(part for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) is tuple:
+        return list[str]
+    return annotation
+
+
+def _shown_default(field: FieldInfo) -> str | bool:
+    if field.is_required() or field.default is None or field.default == ():
+        return False
+    if isinstance(field.default, tuple):
+        return " ".join(field.default)
+    if isinstance(field.default, bool):
+        return "yes" if field.default else "no"
+    return str(field.default)

@@ -1,0 +1,85 @@
+"""What a person sees on stderr while a stage works: log lines, and a progress bar on a terminal.
+
+Without a terminal (a log file, a batch job) the bar becomes a line now and then. Results go to stdout, elsewhere.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 30.0
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def log(message: str) -> None:
+    """One line on stderr."""
+    stderr.print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    """One line on stderr, marked as a warning."""
+    stderr.print(f"warning: {message}", style="yellow", markup=False)
+
+
+def quiet_libraries() -> None:
+    """Keeps transformers' and datasets' own bars and advice out of the way; errors still come as exceptions."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+
+
+class Meter:
+    """A progress bar with a free text beside it."""
+
+    def __init__(self, description: str, total: int | None, bar: Progress | None) -> None:
+        self._description = description
+        self._total = total
+        self._bar = bar
+        self._task: TaskID | None = bar.add_task(description, total=total, text="") if bar else None
+        self._done = 0
+        self._start = self._last_line = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time since the meter started."""
+        return time.monotonic() - self._start
+
+    def advance(self, steps: int, text: str = "") -> None:
+        """`steps` more are done; `text` stands beside the bar."""
+        self._done += steps
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=steps, text=text)
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            of_total = f"/{self._total}, {self._minutes_left()} left" if self._total else ""
+            log(f"{self._description}: {self._done}{of_total}  {text}")
+
+    def _minutes_left(self) -> str:
+        left = self.seconds / max(1, self._done) * ((self._total or 0) - self._done)
+        return f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+
+
+@contextmanager
+def meter(description: str, total: int | None) -> Iterator[Meter]:
+    """A `Meter` shown until the block ends."""
+    if not sys.stderr.isatty():
+        yield Meter(description, total, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=stderr) as bar:
+        yield Meter(description, total, bar)

@@ -1,0 +1,1 @@
+"""Looks at a reward cache: statistics, and single pairs with their tokens coloured by reward."""

@@ -1,0 +1,62 @@
+"""The options of `tgdpo score`."""
+
+from typing import Literal
+
+from ..settings import Settings, option
+
+DATA, MODELS, LENGTHS, RUN = "Preference set", "Models", "Lengths", "Run"
+
+
+class ScoreConfig(Settings):
+    """Everything that `tgdpo score` can be told."""
+
+    dataset: str = option(DATA)
+    """A JSON, JSONL, Parquet or CSV file, a folder of them, or a dataset of the Hugging Face hub."""
+    split: str = option(DATA, "train")
+    """Split of the dataset."""
+    dataset_config: str | None = option(DATA, None)
+    """Configuration of a hub dataset."""
+    prompt_column: str = option(DATA, "prompt")
+    """Column of the prompts; where there is none, the prompt is what chosen and rejected begin with."""
+    chosen_column: str = option(DATA, "chosen")
+    """Column of the chosen responses."""
+    rejected_column: str = option(DATA, "rejected")
+    """Column of the rejected responses."""
+    limit: int | None = option(DATA, None, gt=0)
+    """Read only the first N rows."""
+    max_set_aside: float = option(DATA, 0.01, ge=0, le=1)
+    """Stop if more than this share of the rows cannot be used."""
+    allow_control_tokens: bool = option(DATA, False)
+    """Keep plain-text rows that hold control tokens, for text already rendered with a chat template."""
+
+    reference: str | None = option(MODELS, None)
+    """Reference model: a folder or hub name, NAME@REVISION for a revision. Default: the base of a guidance adapter."""
+    guidance: str | None = option(MODELS, None)
+    """Guidance model: a causal LM, a PEFT adapter, or a token classifier with one label. Without one, only the
+    reference is scored and all rewards are 0 (enough for --loss dpo)."""
+    tokenizer: str | None = option(MODELS, None)
+    """Tokenizer, where it is not the reference's."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(MODELS, "auto")
+    """Weights' dtype; auto takes each checkpoint's own. Log-softmax is in float32 whatever this says."""
+    device: str = option(MODELS, "auto")
+    """auto, cpu, cuda, cuda:1 …"""
+    attn_implementation: str | None = option(MODELS, None)
+    """Attention of transformers (sdpa, eager, flash_attention_2 …). Default: the model's own choice."""
+    trust_remote_code: bool = option(MODELS, False)
+    """Run the code that a model brings; hub models then need NAME@REVISION with a full commit hash."""
+
+    max_length: int | None = option(LENGTHS, None, gt=1)
+    """Cut responses so that prompt and response have at most N tokens. Default: nothing is cut."""
+    max_prompt_length: int | None = option(LENGTHS, None, gt=1)
+    """Cut prompts on the left to N tokens, BOS stays. Default: nothing is cut."""
+    overlong: Literal["truncate", "set-aside"] = option(LENGTHS, "truncate")
+    """What happens to rows over these limits."""
+
+    output: str = option(RUN)
+    """Folder of the reward cache. The same command goes on where it stopped."""
+    engine: Literal["transformers"] = option(RUN, "transformers")
+    """What runs the models."""
+    batch_tokens: int = option(RUN, 8192, gt=0)
+    """Tokens of one forward pass, padding included."""
+    pairs_per_shard: int = option(RUN, 8192, gt=0)
+    """Source rows behind one shard."""

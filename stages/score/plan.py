@@ -1,0 +1,234 @@
+"""What a scoring run will do, settled before anything is written: which models, which tokenizer, which fingerprint."""
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+import torch
+
+from ... import __version__
+from ...data.manifest import Fingerprint, RewardKind
+from ...data.preferences import PreferenceSet
+from ...data.rendering import Columns, Renderer
+from ...data.tokenization import (
+    LengthLimits,
+    PairTokenizer,
+    adds_bos,
+    chat_template_hash,
+    control_tokens,
+    tokenizer_hash,
+    vocabulary_hash,
+)
+from ...errors import ModelError, UsageError
+from ..models import (
+    ModelSource,
+    has_tokenizer,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    require_same_tokenizer,
+    resolve,
+    tokenizer_source,
+)
+from .config import ScoreConfig
+from .engine import TransformersEngine
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorePlan:
+    """A scoring run with everything looked up."""
+
+    config: ScoreConfig
+    preferences: PreferenceSet
+    reference: ModelSource
+    guidance: ModelSource | None
+    guidance_base: ModelSource | None
+    """Base of a guidance adapter; the reference itself where it is the same model."""
+    tokenizer: Any
+    tokenizer_name: str
+    dtype: torch.dtype
+    device: torch.device
+    limits: LengthLimits
+    fingerprint: Fingerprint
+
+    @property
+    def reward_kind(self) -> RewardKind:
+        """What the reward columns will hold."""
+        return reward_kind(self.guidance)
+
+    @property
+    def vocabulary_sha256(self) -> str:
+        """Hash of the mapping from token to id."""
+        return vocabulary_hash(self.tokenizer)
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether guidance is an adapter on the reference itself, so that one model serves both passes."""
+        return self.guidance_base is not None and self.guidance_base is self.reference
+
+    def engine(self, role: Literal["reference", "guidance"]) -> TransformersEngine:
+        """Loads the model of a pass. With a shared base it has the adapter, switched off in the reference pass."""
+        source, adapter = self.reference, self.guidance if self.shares_base else None
+        if role == "guidance" and self.guidance is not None and not self.shares_base:
+            source, adapter = self.guidance_base or self.guidance, self.guidance if self.guidance_base else None
+        return TransformersEngine(
+            source,
+            adapter=adapter,
+            dtype=self.dtype,
+            device=self.device,
+            attn_implementation=self.config.attn_implementation,
+            batch_tokens=self.config.batch_tokens,
+        )
+
+    def renderer(self) -> Renderer:
+        """Renders the rows with the plan's tokenizer."""
+        return Renderer(
+            self.tokenizer,
+            Columns(self.config.prompt_column, self.config.chosen_column, self.config.rejected_column),
+            control_tokens=control_tokens(self.tokenizer),
+            end_of_turn=self.tokenizer.eos_token,
+            begin_of_text=self.tokenizer.bos_token if adds_bos(self.tokenizer) else "",
+            allow_control_tokens=self.config.allow_control_tokens,
+        )
+
+    def pair_tokenizer(self) -> PairTokenizer:
+        """Tokenises the rendered pairs within the plan's limits."""
+        return PairTokenizer(self.tokenizer, self.limits)
+
+    def require_same_tokenizers(self, *, conversational: bool) -> None:
+        """Raises ModelError where guidance was trained with another vocabulary or chat template."""
+        for other in (self.reference, self.guidance):
+            if other is not None and has_tokenizer(other):
+                require_same_tokenizer(
+                    self.tokenizer,
+                    self.tokenizer_name,
+                    load_tokenizer(other),
+                    other.name,
+                    conversational=conversational,
+                )
+
+    def require_ids_known(self, largest_id: int) -> None:
+        """Raises ModelError where a token id lies outside a model's embedding."""
+        for source in (self.reference, self.guidance):
+            size = source.vocabulary_size if source else None
+            if source and size is not None and largest_id >= size:
+                raise ModelError(
+                    f"the tokenizer of {self.tokenizer_name} gives token id {largest_id}, but {source.name} has only "
+                    f"{size} embeddings",
+                    fix="use the tokenizer that the models were trained with (--tokenizer)",
+                )
+
+
+def reward_kind(guidance: ModelSource | None) -> RewardKind:
+    """The kind of rewards that a guidance model gives."""
+    if guidance is None:
+        return "none"
+    return "token-classification" if guidance.kind == "token-classification" else "log-ratio"
+
+
+def plan_score(config: ScoreConfig) -> ScorePlan:
+    """Looks everything up and checks that it fits together. Loads no weights, writes nothing.
+
+    Raises:
+        UsageError, DataError, ModelError: something is missing or does not fit.
+    """
+    preferences = PreferenceSet(
+        config.dataset, split=config.split, config_name=config.dataset_config, limit=config.limit
+    )
+    guidance = _resolve(config, config.guidance, "--guidance")
+    reference, guidance_base = _reference_and_base(config, guidance)
+    if reference.kind != "causal-lm":
+        raise ModelError(f"--reference {reference.name} is a {reference.kind}", fix="name a causal language model")
+    tokenizer_name = config.tokenizer or reference.name
+    tokenizer = load_tokenizer(tokenizer_source(config.tokenizer) if config.tokenizer else reference)
+    limits = _limits(config, [source for source in (reference, guidance, guidance_base) if source])
+    dtype, device = pick_dtype(config.dtype, reference), pick_device(config.device)
+    return ScorePlan(
+        config=config,
+        preferences=preferences,
+        reference=reference,
+        guidance=guidance,
+        guidance_base=guidance_base,
+        tokenizer=tokenizer,
+        tokenizer_name=tokenizer_name,
+        dtype=dtype,
+        device=device,
+        limits=limits,
+        fingerprint=_fingerprint(config, preferences, reference, guidance, guidance_base, tokenizer, dtype, device),
+    )
+
+
+def _resolve(config: ScoreConfig, name: str | None, option: str) -> ModelSource | None:
+    return resolve(name, option, trust_remote_code=config.trust_remote_code) if name else None
+
+
+def _reference_and_base(config: ScoreConfig, guidance: ModelSource | None) -> tuple[ModelSource, ModelSource | None]:
+    """The reference, and the base of guidance where that is an adapter."""
+    reference = _resolve(config, config.reference, "--reference")
+    if guidance is None or guidance.kind != "adapter":
+        if reference is None:
+            raise UsageError("--reference is missing", fix="name the model that the policy will start from")
+        return reference, None
+    if not guidance.base_name:
+        raise ModelError(f"--guidance {guidance.name}: the adapter names no base model", fix="save it with peft again")
+    if reference is not None and guidance.base_name == reference.name:
+        return reference, reference
+    base = _resolve(config, guidance.base_name, f"--guidance {guidance.name} has the base")
+    assert base is not None
+    if reference is None or base.content_hash() == reference.content_hash():
+        return reference or base, reference or base
+    return reference, base
+
+
+def _limits(config: ScoreConfig, sources: list[ModelSource]) -> LengthLimits:
+    contexts = {source.context: source.name for source in sources if source.context}
+    context = min(contexts, default=None)
+    if context is not None and config.max_length is not None and config.max_length > context:
+        raise UsageError(
+            f"--max-length {config.max_length}: {contexts[context]} reads at most {context} tokens",
+            fix=f"use --max-length {context} or less",
+        )
+    if config.max_length and config.max_prompt_length and config.max_prompt_length >= config.max_length:
+        raise UsageError(
+            f"--max-prompt-length {config.max_prompt_length} leaves no room for a response in "
+            f"--max-length {config.max_length}",
+            fix="make it smaller than --max-length",
+        )
+    return LengthLimits(
+        max_length=config.max_length,
+        max_prompt_length=config.max_prompt_length,
+        context=context,
+        overlong=config.overlong,
+    )
+
+
+def _fingerprint(
+    config: ScoreConfig,
+    preferences: PreferenceSet,
+    reference: ModelSource,
+    guidance: ModelSource | None,
+    guidance_base: ModelSource | None,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Fingerprint:
+    taken_over = (
+        "split prompt_column chosen_column rejected_column allow_control_tokens max_length max_prompt_length overlong "
+        "attn_implementation engine pairs_per_shard"
+    )
+    return {name: getattr(config, name) for name in taken_over.split()} | {
+        "dataset_sha256": preferences.fingerprint(),
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "chat_template_sha256": chat_template_hash(tokenizer),
+        "reference_sha256": reference.content_hash(),
+        "guidance_sha256": guidance.content_hash() if guidance else None,
+        "guidance_base_sha256": guidance_base.content_hash() if guidance_base else None,
+        "reward_kind": reward_kind(guidance),
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device.type if device.type != "cpu" else f"cpu {platform.machine()}",
+        "tgdpo": __version__,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "pyarrow": version("pyarrow"),
+    }

@@ -1,0 +1,21 @@
+"""Base of the stages' configurations: typed, frozen, unknown keys refused, a docstring per field.
+
+The field docstrings are the help texts of the command line; `panel` groups them there.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """A configuration; every field is an option of the command line and a key of the YAML file."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+def option(panel: str, default: Any = ..., **constraints: Any) -> Any:
+    """A field shown under `panel` in the help; `constraints` are pydantic's (gt, ge, le …)."""
+    return Field(default, json_schema_extra={"panel": panel}, **constraints)

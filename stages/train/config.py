@@ -1,0 +1,121 @@
+"""The options of `tgdpo train`. Defaults of loss and optimizer are the paper's."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from ..settings import Settings, option
+
+IN_OUT, LOSS, OPTIMIZER, BATCH, LORA, LOGGING = (
+    "Input and output",
+    "Loss",
+    "Optimizer",
+    "Batches and memory",
+    "LoRA",
+    "Logging, evaluation, checkpoints",
+)
+
+
+class TrainConfig(Settings):
+    """Everything that `tgdpo train` can be told."""
+
+    cache: str = option(IN_OUT)
+    """Reward cache, the --output of tgdpo score."""
+    model: str = option(IN_OUT)
+    """The policy to start from, normally the reference: a folder or hub name, NAME@REVISION for a revision."""
+    output: str = option(IN_OUT)
+    """Folder of the run: the trained model, checkpoints, metrics, configuration."""
+    resume: Literal["auto", "never"] = option(IN_OUT, "auto")
+    """auto goes on from the newest checkpoint in the output folder; never refuses a folder that holds a run."""
+    trust_remote_code: bool = option(IN_OUT, False)
+    """Run the code that a model brings; hub models then need NAME@REVISION with a full commit hash."""
+
+    loss: Literal["tgdpo", "dpo"] = option(LOSS, "tgdpo")
+    """Objective."""
+    beta: float = option(LOSS, 0.1, gt=0)
+    """Strength of the KL constraint, beta in the loss."""
+    alpha: float = option(LOSS, 0.5, ge=0)
+    """Strength of the token-level guidance; 0 is DPO."""
+    beta_r: float | None = option(LOSS, None, ge=0)
+    """Factor of the token rewards, r = beta_r * (log pi_guide - log pi_ref). Default: beta."""
+    f_shape: Literal["linear", "sigmoid"] = option(LOSS, "linear")
+    """Shape of f: linear is 1 +- alpha r, sigmoid is 1 +- alpha (2 sigmoid(r) - 1)."""
+    f_clip: float | None = option(LOSS, None, gt=0)
+    """Keep f within 1 +- this bound (epsilon of Assumption 4.2). Default: f is not clipped."""
+    label_smoothing: float = option(LOSS, 0.0, ge=0, lt=0.5)
+    """Probability that a pair's labels are swapped (conservative DPO)."""
+
+    learning_rate: float = option(OPTIMIZER, 7e-7, gt=0)
+    """Peak learning rate of AdamW. With --lora-rank, ten times as much is usual."""
+    lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial"] = option(
+        OPTIMIZER, "cosine"
+    )
+    """Learning rate schedule of transformers."""
+    warmup_ratio: float = option(OPTIMIZER, 0.1, ge=0, le=1)
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: float = option(OPTIMIZER, 0.0, ge=0)
+    """Weight decay; norms and biases are left out."""
+    adam_beta1: float = option(OPTIMIZER, 0.9, ge=0, lt=1)
+    """Beta 1 of AdamW."""
+    adam_beta2: float = option(OPTIMIZER, 0.999, ge=0, lt=1)
+    """Beta 2 of AdamW."""
+    adam_epsilon: float = option(OPTIMIZER, 1e-8, gt=0)
+    """Epsilon of AdamW."""
+    max_grad_norm: float = option(OPTIMIZER, 1.0, ge=0)
+    """Gradients are scaled down to this norm; 0 switches that off."""
+    seed: int = option(OPTIMIZER, 42, ge=0)
+    """Seed of order, evaluation split, LoRA weights and dropout."""
+
+    epochs: float = option(BATCH, 1.0, gt=0)
+    """Passes over the pairs."""
+    max_steps: int | None = option(BATCH, None, gt=0)
+    """Stop after N optimizer steps, whatever --epochs says."""
+    batch_size: int = option(BATCH, 128, gt=0)
+    """Pairs of one optimizer step."""
+    batch_tokens: int = option(BATCH, 8192, gt=0)
+    """Tokens of one forward and backward pass, padding included; gradients are accumulated over a step's passes."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = option(BATCH, None)
+    """Dtype of the weights; auto takes the checkpoint's own. Default: float32, which small learning rates need; with
+    --lora-rank auto, since the adapter is in float32 anyway."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option(BATCH, "auto")
+    """Autocast of the forward pass; auto is bf16 on a GPU that has it and no on a CPU."""
+    device: str = option(BATCH, "auto")
+    """auto, cpu, cuda, cuda:1 …"""
+    gradient_checkpointing: bool = option(BATCH, False)
+    """Compute activations again in the backward pass instead of keeping them."""
+    attn_implementation: str | None = option(BATCH, None)
+    """Attention of transformers (sdpa, eager, flash_attention_2 …). Default: the model's own choice."""
+
+    lora_rank: int = option(LORA, 0, ge=0)
+    """Train a LoRA adapter of this rank; 0 trains all weights."""
+    lora_alpha: float | None = option(LORA, None, gt=0)
+    """LoRA's scale. Default: twice the rank."""
+    lora_dropout: float = option(LORA, 0.0, ge=0, lt=1)
+    """Dropout on LoRA's input."""
+    lora_target_modules: tuple[str, ...] = option(LORA, ("all-linear",))
+    """Modules that get an adapter; all-linear is every linear layer but the head. Repeatable."""
+
+    logging_steps: int = option(LOGGING, 10, gt=0)
+    """Log every N steps; the first and the last step are always logged."""
+    eval_fraction: float = option(LOGGING, 0.0, ge=0, lt=1)
+    """Share of the pairs that is held out and evaluated."""
+    eval_steps: int | None = option(LOGGING, None, gt=0)
+    """Evaluate every N steps. Default: at the start and the end only."""
+    save_steps: int = option(LOGGING, 100, ge=0)
+    """Write a checkpoint every N steps; 0 writes none."""
+    keep_checkpoints: int = option(LOGGING, 1, gt=0)
+    """Checkpoints to keep; the newest stay."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = option(LOGGING, ())
+    """Trackers that get the metrics, besides metrics.jsonl. Repeatable."""
+
+    @model_validator(mode="after")
+    def _options_fit_together(self) -> "TrainConfig":
+        if self.loss == "dpo" and {"alpha", "beta_r", "f_shape", "f_clip"} & self.model_fields_set:
+            raise ValueError(
+                "alpha, beta_r, f_shape and f_clip belong to --loss tgdpo; leave them out or change the loss"
+            )
+        if self.lora_rank == 0 and {"lora_alpha", "lora_dropout", "lora_target_modules"} & self.model_fields_set:
+            raise ValueError("LoRA options need --lora-rank above 0")
+        if self.eval_steps is not None and self.eval_fraction == 0:
+            raise ValueError("--eval-steps needs --eval-fraction above 0")
+        return self

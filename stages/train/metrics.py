@@ -1,0 +1,65 @@
+"""Metrics under TRL's names, summed over pairs so that they are those of all pairs, however these were batched."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .losses import LossOutput, ResponseTokens
+
+
+@dataclass
+class MetricSums:
+    """Sums over the pairs and response tokens that were added; plain numbers, so that a checkpoint can hold them."""
+
+    pairs: int = 0
+    pair_sums: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    f_sum: float = 0.0
+    f_negative: int = 0
+    f_min: float = float("inf")
+    f_max: float = float("-inf")
+
+    @torch.no_grad()
+    def add(self, output: LossOutput, chosen: ResponseTokens, rejected: ResponseTokens, beta: float) -> None:
+        """Adds a batch. Rewards are beta * sum_t (log pi_theta - log pi_ref), without f, as every DPO trainer's."""
+        rewards_w, rewards_l = (
+            beta * side.masked_sum(side.policy_logps - side.ref_logps) for side in (chosen, rejected)
+        )
+        per_pair = {
+            "loss": output.losses,
+            "rewards/chosen": rewards_w,
+            "rewards/rejected": rewards_l,
+            "rewards/accuracies": rewards_w > rewards_l,
+            "rewards/margins": rewards_w - rewards_l,
+            "logps/chosen": chosen.masked_sum(chosen.policy_logps),
+            "logps/rejected": rejected.masked_sum(rejected.policy_logps),
+            "phi": output.phi,
+        }
+        self.pairs += len(output.losses)
+        for name, values in per_pair.items():
+            self.pair_sums[name] = self.pair_sums.get(name, 0.0) + values.double().sum().item()
+        self._add_f(torch.cat([output.f_chosen[chosen.completion_mask], output.f_rejected[rejected.completion_mask]]))
+
+    def _add_f(self, f: Tensor) -> None:
+        self.tokens += f.numel()
+        self.f_sum += f.double().sum().item()
+        self.f_negative += int((f < 0).sum())
+        self.f_min = min(self.f_min, f.min().item())
+        self.f_max = max(self.f_max, f.max().item())
+
+    def means(self) -> dict[str, float]:
+        """Means over pairs; of f, mean, extremes and share below zero over response tokens. Empty without pairs."""
+        if self.pairs == 0:
+            return {}
+        return {name: total / self.pairs for name, total in self.pair_sums.items()} | {
+            "f/mean": self.f_sum / self.tokens,
+            "f/min": self.f_min,
+            "f/max": self.f_max,
+            "f/negative": self.f_negative / self.tokens,
+        }
+
+    def to_json(self) -> dict[str, Any] | None:
+        """The sums, or None without pairs (JSON has no infinity)."""
+        return asdict(self) if self.pairs else None

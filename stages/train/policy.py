@@ -1,0 +1,104 @@
+"""The policy: loaded, given a LoRA adapter where asked for, and saved."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import ModelError, UsageError
+from ..models import ModelSource, add_adapter, load_model, pick_dtype, resolve
+from .config import TrainConfig
+
+
+def load_policy(config: TrainConfig, source: ModelSource, device: torch.device, checkpoint: Path | None) -> Any:
+    """The model to train, in training mode with dropout off, so that it starts where the reference is.
+
+    Args:
+        source: the policy to start from; an adapter is merged into its base.
+        checkpoint: a checkpoint to take the trained weights from.
+
+    Raises:
+        ModelError: it does not load.
+    """
+    start = resolve(str(checkpoint), "checkpoint") if checkpoint and config.lora_rank == 0 else source
+    model = _load_merged(config, start, device)
+    if config.lora_rank:
+        model = _with_lora(config, model, checkpoint)
+    _switch_dropout_off(model, keep_lora=config.lora_dropout > 0)
+    model.config.use_cache = False
+    if config.gradient_checkpointing:
+        if config.lora_rank:
+            # The base's inputs carry no gradient; without this, checkpointed blocks would drop the adapter's.
+            model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def _load_merged(config: TrainConfig, source: ModelSource, device: torch.device) -> Any:
+    dtype_name = config.dtype or ("auto" if config.lora_rank else "float32")
+    base = source
+    if source.kind == "adapter":
+        base = resolve(source.base_name or "", f"--model {source.name} has the base")
+    if base.kind != "causal-lm":
+        raise ModelError(f"--model {source.name} is a {base.kind}", fix="name a causal language model")
+    model: Any = load_model(
+        base,
+        dtype=pick_dtype(dtype_name, base),
+        device=device,
+        attn_implementation=config.attn_implementation,
+    )
+    if source.kind == "adapter":
+        merged: Any = add_adapter(model, source)
+        model = merged.merge_and_unload()
+    return model
+
+
+def _with_lora(config: TrainConfig, model: nn.Module, checkpoint: Path | None) -> Any:
+    import peft
+
+    if checkpoint:
+        return add_adapter(model, resolve(str(checkpoint), "checkpoint"), trainable=True)
+    torch.manual_seed(config.seed)
+    modules = config.lora_target_modules
+    lora = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha or 2 * config.lora_rank,
+        lora_dropout=config.lora_dropout,
+        target_modules=modules[0] if modules == ("all-linear",) else list(modules),
+    )
+    try:
+        return peft.get_peft_model(model, lora)
+    except ValueError as error:
+        raise UsageError(
+            f"--lora-target-modules {' '.join(modules)} ({str(error).splitlines()[0]})",
+            fix="name modules of the model, such as q_proj, or all-linear",
+        ) from error
+
+
+def _switch_dropout_off(model: nn.Module, *, keep_lora: bool) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and not (keep_lora and "lora_dropout" in name):
+            module.p = 0.0
+    # Attention dropout is a plain number in transformers' attention modules.
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters for the optimizer; vectors (norms, biases) get no weight decay."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Weights (an adapter's alone with LoRA), configuration and tokenizer, as transformers reads them."""
+    model.config.use_cache = True
+    model.save_pretrained(folder)
+    model.config.use_cache = False
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,100 @@
+"""Forward and backward of one optimizer step: a global batch in passes of a token budget.
+
+Legend: B pairs, L response tokens of the longest response, R response tokens of all rows.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ...data.cache import ScoredPair, Scores
+from ...data.packing import batches, collate, padded_tokens
+from ...errors import TrainingError
+from ..logps import to_device
+from .losses import Loss, LossSettings, ResponseTokens
+from .metrics import MetricSums
+
+
+class StepRunner:
+    """Computes the objective on pairs.
+
+    Args:
+        accelerator: device, autocast and loss scaling.
+        forward: `ResponseLogps` of the policy, prepared by the accelerator.
+        loss: the objective.
+        settings: its hyperparameters.
+        batch_tokens: tokens of one pass, padding included.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, forward: nn.Module, loss: Loss, settings: LossSettings, batch_tokens: int
+    ) -> None:
+        self._accelerator = accelerator
+        self._forward = forward
+        self._loss = loss
+        self._settings = settings
+        self._batch_tokens = batch_tokens
+
+    def backward(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> None:
+        """Accumulates the gradient of the mean loss over `pairs`, whatever passes they are split into.
+
+        Raises:
+            TrainingError: the loss of a pair is not finite.
+        """
+        for batch in self._passes(pairs):
+            losses = self._losses(batch, metrics)
+            self._accelerator.backward(losses.sum() / len(pairs))
+
+    @torch.no_grad()
+    def evaluate(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> None:
+        """Adds `pairs` to `metrics`."""
+        self._forward.eval()
+        for batch in self._passes(pairs):
+            self._losses(batch, metrics)
+        self._forward.train()
+
+    def _passes(self, pairs: Sequence[ScoredPair]) -> list[list[ScoredPair]]:
+        sizes = [padded_tokens(pair.ids) for pair in pairs]
+        return [[pairs[i] for i in indices] for indices in batches(sizes, self._batch_tokens)]
+
+    def _losses(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> Tensor:
+        """Losses [B] of one pass."""
+        device = self._accelerator.device
+        batch = collate([pair.ids for pair in pairs], pad_id=0)
+        logps_R = self._forward(to_device(batch, device))
+        lengths = torch.from_numpy(batch.response_lengths).to(device)
+        mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+        policy_logps = logps_R.new_zeros(mask.shape)
+        policy_logps[mask] = logps_R
+
+        def side(first_row: int, ref_logps: list[Scores], rewards: list[Scores]) -> ResponseTokens:
+            return ResponseTokens(
+                policy_logps[first_row::2],
+                _padded(ref_logps, mask.shape[1]).to(device),
+                _padded(rewards, mask.shape[1]).to(device),
+                mask[first_row::2],
+            )
+
+        chosen = side(0, [pair.chosen_ref_logps for pair in pairs], [pair.chosen_rewards for pair in pairs])
+        rejected = side(1, [pair.rejected_ref_logps for pair in pairs], [pair.rejected_rewards for pair in pairs])
+        output = self._loss(chosen, rejected, self._settings)
+        finite = torch.isfinite(output.losses)
+        if not finite.all():
+            names = [pair.pair_id for pair, good in zip(pairs, finite.tolist(), strict=True) if not good]
+            raise TrainingError(
+                f"the loss of {len(names)} pairs is not finite (pair_id {', '.join(names[:5])})",
+                fix="look at them with tgdpo inspect --pair; lower --learning-rate, or use --mixed-precision no",
+            )
+        metrics.add(output, chosen, rejected, self._settings.beta)
+        return output.losses
+
+
+def _padded(rows: Sequence[Scores], width: int) -> Tensor:
+    """[B, L] float32, zeros on the right."""
+    padded = np.zeros((len(rows), width), np.float32)
+    for row, values in enumerate(rows):
+        padded[row, : len(values)] = values
+    return torch.from_numpy(padded)

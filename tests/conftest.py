@@ -1,0 +1,86 @@
+"""Fixtures: models and preference sets made on the spot, and the command line as a user types it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import CHAT_ROWS, STANDARD_ROWS, Cli, CliResult, Models, make_models, write_rows
+
+from tgdpo import cli
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Models for plain text: the tokenizer adds BOS, responses end with </s>."""
+    return make_models(tmp_path_factory.mktemp("models"), chat=False)
+
+
+@pytest.fixture(scope="session")
+def chat_models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Models with a ChatML template."""
+    return make_models(tmp_path_factory.mktemp("chat_models"), chat=True)
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    """Twenty pairs of plain text."""
+    return write_rows(tmp_path / "pairs.jsonl", STANDARD_ROWS)
+
+
+@pytest.fixture
+def chat_file(tmp_path: Path) -> Path:
+    """Twenty conversational pairs."""
+    return write_rows(tmp_path / "chat.jsonl", CHAT_ROWS)
+
+
+@pytest.fixture
+def run_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs the command line in this process: the same `main` as the console script, without its start-up time."""
+
+    def call(*arguments: object) -> CliResult:
+        monkeypatch.setattr(sys, "argv", ["tgdpo", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return CliResult(exit_.value.code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def ok(run_cli: Cli) -> Cli:
+    """As `run_cli`, for calls that must succeed."""
+
+    def call(*arguments: object) -> CliResult:
+        result = run_cli(*arguments)
+        assert result.code == 0, result.stderr
+        return result
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def run_process() -> Cli:
+    """Runs the command line as a process of its own."""
+
+    def call(*arguments: object, **options: Any) -> CliResult:
+        command = [sys.executable, "-m", "tgdpo", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+        return CliResult(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real pairs and a really pretrained small model, where they are at hand."""
+    if not (SHARED / "data" / "SOURCES.md").is_file():
+        pytest.skip("no ../shared with real pairs and a pretrained model beside this checkout")
+    return SHARED
