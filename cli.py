@@ -144,11 +144,13 @@ def _exit_code() -> int:
     except _ClickError as error:
         return _fail(f"{error.format_message()} (tgdpo --help lists what there is)", 2)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; what is finished stays, the same command goes on from there", 130)
+        result = 130
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _fail("no space left on the disk: free some and run the same command again, it goes on", 1)
         raise
+    if result == 130:  # also what Typer makes of Ctrl-C
+        return _fail("interrupted; what is finished stays, the same command goes on from there", 130)
     return result if isinstance(result, int) else 0
 
 

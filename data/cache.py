@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,10 +32,10 @@ class ScoredPair(NamedTuple):
 
 
 class RowGroup(NamedTuple):
-    """Row group `index` of shard number `shard`."""
+    """Row group `number` of shard number `shard`."""
 
     shard: int
-    index: int
+    number: int
     rows: int
 
 
@@ -84,7 +85,7 @@ class RewardCache:
     def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of one row group. Raises CacheError where its bytes are damaged."""
         try:
-            return self.open_shard(group.shard).read_row_group(group.index, columns=columns)
+            return self.open_shard(group.shard).read_row_group(group.number, columns=columns)
         except (OSError, pa.ArrowException) as error:
             raise _damaged(self.shard_path(self.manifest.shards[group.shard]), str(error)) from error
 
@@ -124,7 +125,9 @@ class RewardCache:
 
 def shard_problem(path: Path, shard: Shard) -> str | None:
     """What is wrong with the bytes of a shard's file, or None."""
-    if path.is_symlink() or not path.is_file():
+    if path.is_symlink():
+        return f"{shard.name} is a symbolic link, and those are not followed"
+    if not path.is_file():
         return f"{shard.name} is missing"
     size = path.stat().st_size
     if size != shard.bytes:
@@ -139,7 +142,7 @@ def list_arrays(table: pa.Table, column: str) -> list[npt.NDArray[np.generic]]:
     rows = table[column].combine_chunks()
     values = rows.values.to_numpy(zero_copy_only=False)
     offsets = rows.offsets.to_numpy()
-    return [values[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [values[start:end] for start, end in pairwise(offsets)]
 
 
 def pair_ids_of(table: pa.Table) -> list[PairIds]:

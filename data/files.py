@@ -38,8 +38,11 @@ def publish(final: Path, write: Callable[[Path], object], *, mode: int = 0o644) 
 def replace(final: Path, write: Callable[[Path], object], *, mode: int = 0o644) -> None:
     """Makes or replaces `final` with `write(temporary path)`; a reader sees the old file or the new one, whole."""
     temporary = _write_temporary(final, write, mode)
-    os.replace(temporary, final)
-    sync(final.parent)
+    try:
+        os.replace(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+        sync(final.parent)
 
 
 def remove_temporaries(folder: Path) -> None:

@@ -52,7 +52,7 @@ class Counts(_Record):
 class Manifest(_Record):
     """Contents of `_manifest.json`."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     created: str
     """ISO 8601 time in UTC."""
     reward_kind: RewardKind

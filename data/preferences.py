@@ -4,16 +4,22 @@ Files are read by line or by record batch, so one bad row costs that row and mem
 (a JSON array is the exception: it is one value and is parsed as one).
 """
 
+import bz2
 import csv
+import glob
+import gzip
 import hashlib
+import io
 import json
+import lzma
 import sys
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,7 +27,12 @@ from ..errors import DataError, UsageError
 from .files import sha256_file
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
-COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": lambda path: io.BufferedReader(pa.input_stream(str(path), compression="zstd")),
+}
 
 
 class Row(NamedTuple):
@@ -53,6 +64,7 @@ class PreferenceSet:
         self.limit = limit
         self._files: list[Path] = []
         self._dataset: Any = None
+        self._saved_files: list[Path] = []
         path = Path(name).expanduser()
         if path.is_file():
             _require_known_suffix(path)
@@ -67,15 +79,10 @@ class PreferenceSet:
 
     def _open_folder(self, folder: Path) -> None:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            import datasets
-
-            saved = datasets.load_from_disk(str(folder))
-            if isinstance(saved, datasets.DatasetDict):
-                _require_split(self.name, self.split, list(saved))
-                saved = saved[self.split]
-            else:
-                _require_split(self.name, self.split, ["train"])
-            self._dataset = saved
+            saved = _load_saved(folder)
+            _require_split(self.name, self.split, list(saved))
+            self._dataset = saved[self.split]
+            self._saved_files = [Path(file["filename"]) for file in self._dataset.cache_files]
             return
         by_split = _files_by_split(folder)
         if not by_split:
@@ -110,11 +117,12 @@ class PreferenceSet:
         return rows if self.limit is None else min(rows, self.limit)
 
     def fingerprint(self) -> str:
-        """Hash of the content: of the files' bytes, or datasets' own fingerprint of a hub or saved dataset."""
+        """Hash of the content: of the files' bytes, or datasets' own fingerprint of a hub dataset."""
         digest = hashlib.sha256()
-        if self._dataset is not None:
+        files = self._files or self._saved_files
+        if not files:
             digest.update(str(self._dataset._fingerprint).encode())
-        for path in self._files:
+        for path in files:
             digest.update(sha256_file(path).encode())
         digest.update(f"limit={self.limit}".encode())
         return digest.hexdigest()
@@ -145,16 +153,31 @@ def _files_by_split(folder: Path) -> dict[str, list[Path]]:
     """The folder's data files by split, with the naming rules of `datasets.load_dataset(folder)`."""
     from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
+    base = glob.escape(str(folder))
     try:
-        patterns = get_data_patterns(str(folder))
+        patterns = get_data_patterns(base)
     except EmptyDatasetError:
         return {}
-    found = DataFilesDict.from_patterns(patterns, base_path=str(folder))
+    found = DataFilesDict.from_patterns(patterns, base_path=base)
     by_split = {
         str(split): sorted(path for path in map(Path, files) if _bare_suffix(path) in SUFFIXES)
         for split, files in found.items()
     }
     return {split: files for split, files in by_split.items() if files}
+
+
+def _load_saved(folder: Path) -> Any:
+    """The splits of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"--dataset {folder} looks like a folder of Dataset.save_to_disk, but does not load ({_first_line(error)})",
+            fix="save it again",
+        ) from error
+    return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
 
 
 def _load_from_hub(name: str, config_name: str | None, split: str) -> Any:
@@ -163,11 +186,25 @@ def _load_from_hub(name: str, config_name: str | None, split: str) -> Any:
     try:
         return datasets.load_dataset(name, config_name, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"--dataset {name} is no local path, and as a hub dataset it did not load ({first_line})",
+            f"--dataset {name} is no local path, and as a hub dataset it did not load ({_first_line(error)})",
             fix="check the name, --dataset-config, --split and the network, or name a local file",
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """The file's bytes, unpacked. Raises DataError where they cannot be read."""
+    try:
+        with COMPRESSIONS[path.suffix](path) if path.suffix in COMPRESSIONS else path.open("rb") as file:
+            yield file
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"--dataset {path} cannot be read to its end ({error})", fix="get it again") from error
 
 
 def _read_file(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
@@ -182,7 +219,7 @@ def _read_file(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
 
 
 def _first_character(path: Path) -> str:
-    with fsspec.open(str(path), "rb", compression="infer") as file:
+    with _open(path) as file:
         start: bytes = file.read(4096)
     return start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1].decode("ascii", "replace")
 
@@ -192,7 +229,7 @@ def _as_row(value: Any) -> tuple[dict[str, Any], str | None]:
 
 
 def _read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
-    with fsspec.open(str(path), "rb", compression="infer") as file:
+    with _open(path) as file:
         for line in file:
             if not line.strip():
                 continue
@@ -205,7 +242,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
 
 
 def _read_json_array(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
-    with fsspec.open(str(path), "rb", compression="infer") as file:
+    with _open(path) as file:
         try:
             rows = json.load(file)
         except (ValueError, RecursionError) as error:
@@ -217,23 +254,41 @@ def _parquet_file(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"--dataset {path} is not a readable Parquet file ({error})", fix="write it again") from error
+        raise _unreadable_parquet(path, error) from error
+
+
+def _unreadable_parquet(path: Path, error: Exception) -> DataError:
+    return DataError(f"--dataset {path} is not a readable Parquet file ({_first_line(error)})", fix="write it again")
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
-    for batch in _parquet_file(path).iter_batches(batch_size=256):
-        for value in batch.to_pylist():
-            yield value, None
+    try:
+        for batch in _parquet_file(path).iter_batches(batch_size=256):
+            yield from _parquet_rows(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable_parquet(path, error) from error
+
+
+def _parquet_rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], str | None]]:
+    try:
+        yield from [(value, None) for value in batch.to_pylist()]
+    except UnicodeDecodeError:
+        if len(batch) == 1:
+            yield {}, "not UTF-8"
+        else:
+            for number in range(len(batch)):
+                yield from _parquet_rows(batch.slice(number, 1))
 
 
 def _read_csv(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with fsspec.open(str(path), "rt", encoding="utf-8-sig", newline="", compression="infer") as file:
-        yield from _csv_rows(path, file)
+    with _open(path) as file:
+        yield from _csv_rows(path, io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
 
 
 def _csv_rows(path: Path, file: TextIO) -> Iterator[tuple[dict[str, Any], str | None]]:
-    reader: Iterable[dict[str | None, Any]] = csv.DictReader(file, restkey=None)  # type: ignore[arg-type]
+    # Strict, since a quote that is never closed would else make the rest of the file one bad row.
+    reader: Iterable[dict[str | None, Any]] = csv.DictReader(file, restkey=None, strict=True)
     try:
         for value in reader:
             if None in value or None in value.values():

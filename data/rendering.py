@@ -121,13 +121,13 @@ class Renderer:
         prompt = row.value.get(self.columns.prompt)
         chosen = self._field(row.value, self.columns.chosen)
         rejected = self._field(row.value, self.columns.rejected)
-        conversational = isinstance(chosen, list)
-        if conversational != isinstance(rejected, list):
-            raise SetAside(Reason.NOT_TEXT, "one response is text, the other a list of messages")
-        self._require_one_form(row.number, conversational)
-        if conversational:
+        if isinstance(chosen, list) and isinstance(rejected, list):
+            self._require_one_form(row.number, conversational=True)
             return self._conversation(prompt, chosen, rejected)
-        return self._standard(prompt, chosen, rejected)
+        if isinstance(chosen, str) and isinstance(rejected, str):
+            self._require_one_form(row.number, conversational=False)
+            return self._standard(prompt, chosen, rejected)
+        raise SetAside(Reason.NOT_TEXT, "one response is text, the other a list of messages")
 
     def _require_columns(self, value: dict[str, Any]) -> None:
         if self._columns_checked:
@@ -147,7 +147,7 @@ class Renderer:
             )
         self._columns_checked = True
 
-    def _require_one_form(self, number: int, conversational: bool) -> None:
+    def _require_one_form(self, number: int, *, conversational: bool) -> None:
         if self._first is None:
             if conversational and not self.tokenizer.chat_template:
                 raise DataError(
@@ -225,7 +225,7 @@ class Renderer:
         chosen_text = self._end_turn(self._apply_template(prompt + chosen))
         rejected_text = self._end_turn(self._apply_template(prompt + rejected))
         # A template that writes a past turn otherwise than a turn to come: responses start where the texts part.
-        start = len(os.path.commonprefix([prompt_text, chosen_text, rejected_text]))
+        start = _common_length(prompt_text, chosen_text, rejected_text)
         return Rendered(prompt_text[:start], chosen_text[start:], rejected_text[start:], add_bos=False, add_eos=False)
 
     def _check_messages(self, messages: list[Any], name: str) -> None:
@@ -269,13 +269,19 @@ def _require_responses(chosen: str, rejected: str) -> None:
 def _split_common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     if chosen == rejected:
         raise SetAside(Reason.SAME_RESPONSES)
-    start = len(os.path.commonprefix([chosen, rejected]))
+    start = _common_length(chosen, rejected)
     # As TRL: a space before the point where the texts part belongs to the responses.
     if start and chosen[start - 1] == " ":
         start -= 1
     if not chosen[:start].strip():
         raise SetAside(Reason.NO_COMMON_PREFIX)
     return chosen[:start], chosen[start:], rejected[start:]
+
+
+def _common_length(*texts: str) -> int:
+    """Number of characters that all texts begin with."""
+    # commonprefix compares character by character, which is wrong for paths and right here.
+    return len(os.path.commonprefix(texts))  # noqa: RUF071
 
 
 def _split_common_messages(chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:

@@ -77,14 +77,17 @@ def build(kind: type[SomeSettings], *layers: dict[str, Any]) -> SomeSettings:
 
 def _explain(kind: type[Settings], error: ValidationError) -> tuple[str, str]:
     first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else ""
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if not first["loc"]:  # options that do not go together: "problem; fix"
+        problem, _, fix = message.partition("; ")
+        return problem, fix
+    name = str(first["loc"][0])
     option = "--" + name.replace("_", "-")
     if first["type"] == "extra_forbidden":
         return f"unknown key '{name}'", _nearest(name, kind.model_fields)
     if first["type"] == "missing":
         return f"{option} is missing", kind.model_fields[name].description or "give it a value"
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{option} {first['input']}", f"{message}"
+    return f"{option} {first['input']}", message
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

@@ -26,6 +26,11 @@ def warn(message: str) -> None:
     stderr.print(f"warning: {message}", style="yellow", markup=False)
 
 
+def printable(text: str) -> str:
+    """Data as a terminal may show it: line breaks stay, escape codes and other control characters do not."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def quiet_libraries() -> None:
     """Keeps transformers' and datasets' own bars and advice out of the way; errors still come as exceptions."""
     import datasets

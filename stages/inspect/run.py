@@ -3,9 +3,9 @@
 from rich.console import Console
 
 from ...data.cache import RewardCache
-from ...errors import ModelError, TgdpoError
+from ...errors import TgdpoError
 from ..console import log, quiet_libraries
-from ..models import load_tokenizer, resolve, tokenizer_source
+from ..models import load_tokenizer, tokenizer_source
 from .summary import overview, reward_table, summarize
 from .tokens import coloured_pair
 

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 from rich.table import Table
+from rich.text import Text
 
-from ...data.cache import RewardCache
+from ...data.cache import RewardCache, Scores
+from ..console import printable
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 SAMPLE_TOKENS = 2_000_000
@@ -43,9 +45,9 @@ class _Accumulator:
         self.count = self.positive = 0
         self.total = self.squares = 0.0
         self.minimum, self.maximum = np.inf, -np.inf
-        self.sample: list[np.ndarray] = []
+        self.sample: list[Scores] = []
 
-    def add(self, rewards: np.ndarray, stride: int) -> None:
+    def add(self, rewards: Scores, stride: int) -> None:
         if not len(rewards):
             return
         exact = rewards.astype(np.float64)
@@ -120,23 +122,24 @@ def overview(cache: RewardCache) -> Table:
         "made": manifest.created,
     }
     for name, value in rows.items():
-        table.add_row(name, plain(value))
+        table.add_row(name, Text(printable(value)))
     return table
-
-
-def plain(text: str) -> str:
-    """Data without what a terminal or rich would take for commands: escape codes, and markup brackets."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text).replace("[", "\\[")
 
 
 def reward_table(summary: Summary) -> Table:
     """Reward statistics of both sides as a table for the terminal."""
     title = "token rewards (nats)" + (", quantiles from a sample" if summary.sampled else "")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    names = ["", "tokens", "mean", "std", "min", *(f"{q:.0%}" for q in QUANTILES), "max", "> 0"]
-    for name in names:
-        table.add_column(name, justify="right" if name else "left")
-    for side, values in (("chosen", summary.chosen), ("rejected", summary.rejected)):
-        numbers = [values.mean, values.std, values.minimum, *values.quantiles, values.maximum]
-        table.add_row(side, f"{values.tokens:,}", *(f"{number:.3f}" for number in numbers), f"{values.positive:.1%}")
+    table.add_column("")
+    for side in ("chosen", "rejected"):
+        table.add_column(side, justify="right")
+    both = summary.chosen, summary.rejected
+    table.add_row("tokens", *(f"{side.tokens:,}" for side in both))
+    table.add_row("mean", *(f"{side.mean:.4f}" for side in both))
+    table.add_row("standard deviation", *(f"{side.std:.4f}" for side in both))
+    table.add_row("minimum", *(f"{side.minimum:.4f}" for side in both))
+    for i, quantile in enumerate(QUANTILES):
+        table.add_row(f"{quantile:.0%} quantile", *(f"{side.quantiles[i]:.4f}" for side in both))
+    table.add_row("maximum", *(f"{side.maximum:.4f}" for side in both))
+    table.add_row("above 0", *(f"{side.positive:.1%}" for side in both))
     return table

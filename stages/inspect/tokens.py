@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 from ...data.cache import pairs_of
+from ..console import printable
 
 _FULL_COLOUR_QUANTILE = 0.95
 
@@ -35,7 +36,7 @@ def coloured_pair(table: pa.Table, tokenizer: Any) -> Group:
     parts = [
         Text(f"pair {pair.pair_id}, source row {table['source_row'][0]}", style="bold"),
         Text("\nprompt", style="bold"),
-        Text(_visible(table["prompt"][0].as_py()), style="dim"),
+        Text(printable(table["prompt"][0].as_py()), style="dim"),
     ]
     for side, ids, values in (
         ("chosen", pair.ids.chosen, pair.chosen_rewards),
@@ -45,7 +46,7 @@ def coloured_pair(table: pa.Table, tokenizer: Any) -> Group:
         parts.append(Text(heading, style="bold"))
         response = Text()
         for text, reward in zip(token_texts(tokenizer, ids), values, strict=True):
-            response.append(_visible(text), style=_style(float(reward), full))
+            response.append(printable(text), style=_style(float(reward), full))
         parts.append(response)
     parts.append(Text(f"\ngreen: guidance > reference, red: below; full colour at {full:.3f} nats", style="dim"))
     return Group(*parts)
@@ -58,9 +59,4 @@ def _style(reward: float, full: float) -> str:
     # From the faintest to the full colour; black on it is readable throughout.
     fade = round(235 - 125 * strength)
     red, green = (fade, 235) if reward > 0 else (235, fade)
-    return f"black on rgb({red},{green},{fade})"
-
-
-def _visible(text: str) -> str:
-    """Data never reaches the terminal as an escape code; line breaks stay."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+    return f"rgb(0,0,0) on rgb({red},{green},{fade})"

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 
-from ... import __version__
 from ...data.manifest import Fingerprint, RewardKind
 from ...data.preferences import PreferenceSet
 from ...data.rendering import Columns, Renderer
@@ -227,7 +226,7 @@ def _fingerprint(
         "reward_kind": reward_kind(guidance),
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type if device.type != "cpu" else f"cpu {platform.machine()}",
-        "tgdpo": __version__,
+        "tgdpo": version("tgdpo"),
         "torch": version("torch"),
         "transformers": version("transformers"),
         "pyarrow": version("pyarrow"),

@@ -158,8 +158,8 @@ def _prepare_batch(rows: Iterable[Row], renderer: Renderer, tokenizer: PairToken
             verdicts.append((number, result))
         else:
             shard.pairs.append((number, result))
-    for number, verdict in sorted(verdicts, key=lambda entry: entry[0]):
-        shard.set_aside.append(SetAsideRow(source_row=number, reason=verdict.reason, detail=verdict.detail))
+    for number, why in sorted(verdicts, key=lambda entry: entry[0]):
+        shard.set_aside.append(SetAsideRow(source_row=number, reason=why.reason, detail=why.detail))
 
 
 def _content_hash(ids: PairIds) -> bytes:

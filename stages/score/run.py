@@ -17,8 +17,8 @@ from ...data.cache import pair_ids_of
 from ...data.files import publish, replace, sha256_file
 from ...data.manifest import Counts, Manifest, Shard
 from ...data.rendering import Reason
-from ...data.tokenization import PairIds
 from ...data.schema import ROW_GROUP_PAIRS, write_parquet
+from ...data.tokenization import PairIds
 from ..console import log, meter, quiet_libraries
 from .config import ScoreConfig
 from .engine import Engine, PairScores, TransformersEngine
@@ -62,6 +62,8 @@ class ScoreRun:
     def finish(self) -> Manifest:
         """Scores the missing shards and publishes the manifest."""
         missing = [n for n in range(self.shards) if not self._shard_path(n).exists()]
+        if len(missing) < self.shards:
+            log(f"going on: {self.shards - len(missing)} of {self.shards} shards are there")
         self._pass("reference", [n for n in missing if not self.folder.reference(n).exists()], self._write_reference)
         if self.plan.guidance is not None:
             self._pass("guidance", missing, self._write_shard)

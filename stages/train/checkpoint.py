@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there. A checkpoint is written under a temporary name and renamed when all of it is on disk.
+"""Checkpoints, whole or not there: written under a temporary name and renamed when all of it is on disk.
 
 No pickle: weights and optimizer state are safetensors, the rest is JSON.
 """

@@ -110,12 +110,16 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _options_fit_together(self) -> "TrainConfig":
-        if self.loss == "dpo" and {"alpha", "beta_r", "f_shape", "f_clip"} & self.model_fields_set:
-            raise ValueError(
-                "alpha, beta_r, f_shape and f_clip belong to --loss tgdpo; leave them out or change the loss"
-            )
-        if self.lora_rank == 0 and {"lora_alpha", "lora_dropout", "lora_target_modules"} & self.model_fields_set:
-            raise ValueError("LoRA options need --lora-rank above 0")
         if self.eval_steps is not None and self.eval_fraction == 0:
-            raise ValueError("--eval-steps needs --eval-fraction above 0")
+            raise ValueError("--eval-steps without held-out pairs; set --eval-fraction above 0")
         return self
+
+    @property
+    def unused(self) -> list[str]:
+        """Options that were given another value than their default and do nothing beside the others."""
+        idle: list[str] = []
+        if self.loss != "tgdpo":
+            idle += ["alpha", "beta_r", "f_shape", "f_clip"]
+        if self.lora_rank == 0:
+            idle += ["lora_alpha", "lora_dropout", "lora_target_modules"]
+        return [name for name in idle if getattr(self, name) != type(self).model_fields[name].default]

@@ -50,7 +50,7 @@ def _load_merged(config: TrainConfig, source: ModelSource, device: torch.device)
     )
     if source.kind == "adapter":
         merged: Any = add_adapter(model, source)
-        model = merged.merge_and_unload()
+        model = merged.merge_and_unload().requires_grad_(True)
     return model
 
 

@@ -46,6 +46,8 @@ def train(config: TrainConfig) -> TrainResult:
     """
     quiet_libraries()
     require_installed(config.report_to)
+    for name in config.unused:
+        warn(f"--{name.replace('_', '-')} does nothing with --loss {config.loss} and --lora-rank {config.lora_rank}")
     cache = RewardCache(Path(config.cache).expanduser())
     source = resolve(config.model, "--model", trust_remote_code=config.trust_remote_code)
     tokenizer = _fitting_tokenizer(config, cache, source)
@@ -119,7 +121,8 @@ class TrainRun:
 
     def _prepare_loop(self) -> None:
         config = self.config
-        forward = ResponseLogps(self.policy)
+        with self.accelerator.autocast():
+            forward = ResponseLogps(self.policy)
         if not forward.runs_head_apart:
             warn("the policy's head cannot be run apart from its body, so full logits are computed")
         optimizer = torch.optim.AdamW(

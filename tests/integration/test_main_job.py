@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import transformers
-
 from support import Cli, Models
 
 

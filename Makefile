@@ -1,0 +1,40 @@
+# `make demo` and `make test` need Python 3.11 or later and nothing else: they set up .venv by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format install clean
+
+demo: $(VENV)/.installed
+	$(BIN)/tgdpo demo
+
+test: lint $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	# The repository root is the package: through this link it has the package's name whatever the checkout is called.
+	mkdir -p $(VENV)/types && ln -sfn "$(CURDIR)" $(VENV)/types/tgdpo
+	cd $(VENV)/types && ../bin/mypy --config-file tgdpo/pyproject.toml \
+		tgdpo/__init__.py tgdpo/__main__.py tgdpo/cli.py tgdpo/errors.py tgdpo/data tgdpo/pipeline tgdpo/stages
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build *.egg-info tgdpo-demo

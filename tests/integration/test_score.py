@@ -1,0 +1,112 @@
+"""`tgdpo score` that is stopped and started again."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import STANDARD_ROWS, Cli, Models, write_rows
+
+from tgdpo.stages.score.engine import TransformersEngine
+
+
+@pytest.fixture
+def many_pairs(tmp_path: Path) -> Path:
+    """Two hundred pairs."""
+    rows = [{**row, "prompt": f"{n}. {row['prompt']}"} for n, row in enumerate(STANDARD_ROWS * 10)]
+    return write_rows(tmp_path / "many.jsonl", rows)
+
+
+def shard_bytes(cache: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(cache.glob("part-*"))}
+
+
+def test_killed_and_started_again_gives_the_same_bytes(
+    ok: Cli, models: Models, many_pairs: Path, tmp_path: Path
+) -> None:
+    call = ["score", "--dataset", str(many_pairs), "--reference", str(models.reference), "--guidance",
+            str(models.guidance), "--pairs-per-shard", "10", "--batch-tokens", "256"]  # fmt: skip
+    ok(*call, "--output", tmp_path / "whole")
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-m", "tgdpo", *call, "--output", str(killed)], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("part-*")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "_manifest.json").exists()
+    finished = len(list(killed.glob("part-*")))
+    assert 0 < finished <= 20
+    before = {path: path.stat().st_mtime_ns for path in killed.glob("part-*")}
+    result = ok(*call, "--output", killed)
+    assert "going on" in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished shard was written again"
+    assert shard_bytes(killed) == shard_bytes(tmp_path / "whole")
+    assert sorted(path.name for path in killed.iterdir()) == sorted(
+        ["_manifest.json", "_set_aside.jsonl", *shard_bytes(killed)]
+    )
+    ok("verify", killed)
+
+
+def test_nothing_that_is_there_is_scored_again(
+    ok: Cli, run_cli: Cli, models: Models, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the third shard of the guidance pass: the restart loads guidance alone, for the rest."""
+    call = ("score", "--dataset", pairs_file, "--reference", models.reference, "--guidance", models.guidance,
+            "--output", tmp_path / "cache", "--pairs-per-shard", 4)  # fmt: skip
+    original = TransformersEngine.score
+    calls: list[str] = []
+    stopped: list[bool] = []
+
+    def counted(self: TransformersEngine, *arguments: object) -> object:
+        if len(calls) == 7 and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+        calls.append(self.name)
+        return original(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TransformersEngine, "score", counted)
+    assert run_cli(*call).code == 130
+    assert calls == [str(models.reference)] * 5 + [str(models.guidance)] * 2
+    ok(*call)
+    assert calls[7:] == [str(models.guidance)] * 3
+
+
+def test_a_smaller_token_budget_may_finish_a_run(
+    ok: Cli, run_cli: Cli, models: Models, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ("score", "--dataset", pairs_file, "--reference", models.reference, "--output", tmp_path / "cache")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformersEngine, "score", interrupted)
+        assert run_cli(*call).code == 130
+    other = run_cli(*call, "--max-length", 20)
+    assert other.code == 1
+    assert "max_length (None, now 20)" in other.error
+    ok(*call, "--batch-tokens", 64)
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
+    ok: Cli, run_cli: Cli, models: Models, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from tgdpo.stages.score import run
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    call = ("score", "--dataset", pairs_file, "--reference", models.reference, "--output", tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "publish", full)
+        result = run_cli(*call)
+    assert result.code == 1
+    assert "no space left" in result.error
+    ok(*call)
