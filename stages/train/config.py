@@ -63,7 +63,7 @@ class TrainConfig(Settings):
     """Epsilon of AdamW."""
     max_grad_norm: float = option(OPTIMIZER, 1.0, ge=0)
     """Gradients are scaled down to this norm; 0 switches that off."""
-    seed: int = option(OPTIMIZER, 42, ge=0)
+    seed: int = option(OPTIMIZER, 42, ge=0, lt=2**32)
     """Seed of order, evaluation split, LoRA weights and dropout."""
 
     epochs: float = option(BATCH, 1.0, gt=0)

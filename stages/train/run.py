@@ -135,7 +135,7 @@ class TrainRun:
         self.scheduler = transformers.get_scheduler(
             config.lr_scheduler,
             optimizer,
-            num_warmup_steps=math.ceil(config.warmup_ratio * self.total_steps),
+            num_warmup_steps=round(config.warmup_ratio * self.total_steps),
             num_training_steps=self.total_steps,
         )
         prepared_forward, self.optimizer = self.accelerator.prepare(forward, optimizer)
