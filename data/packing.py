@@ -1,81 +1,150 @@
 """Lays pairs out in rows and groups them into batches under a token budget.
 
-Legend: N rows, T tokens of the longest row, R response tokens of all rows together.
+Two layouts. *Packed*: all pairs of a batch in one row, each as prompt | chosen | rejected; rejected's positions go on
+from the prompt and it must not see chosen, so the prompt is computed once and nothing is padding. *Padded*: two rows a
+pair, prompt + chosen and prompt + rejected, for models whose layers cannot run a packed row.
+
+Legend: N rows, T tokens of a row, R response tokens of all pairs together.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .tokenization import PairIds
+from .tokenization import Ids, PairIds
 
 Int64s = npt.NDArray[np.int64]
+Layout = Literal["packed", "padded"]
+
+
+class Span(NamedTuple):
+    """Where a pair's parts begin in a packed row: prompt | chosen | rejected, up to `end`."""
+
+    prompt: int
+    chosen: int
+    rejected: int
+    end: int
 
 
 class Batch(NamedTuple):
-    """Pairs as padded rows, two a pair: prompt + chosen, prompt + rejected, in the pairs' order.
+    """Pairs laid out for one forward pass.
 
-    For the pairs (prompt [5, 6], chosen [7, 2], rejected [8, 9, 2]) and padding 0:
+    For the pair (prompt [5, 6], chosen [7, 2], rejected [8, 9, 2]) and padding 0:
 
-        input_ids       [[5, 6, 7, 2, 0],
-                         [5, 6, 8, 9, 2]]
-        attention_mask  [[1, 1, 1, 1, 0],
-                         [1, 1, 1, 1, 1]]
-        response_index  [2, 3,  7, 8, 9]     flat places of the response tokens in input_ids
-        response_lengths [2, 3]
+                          packed                       padded
+        input_ids         [[5, 6, 7, 2, 8, 9, 2]]      [[5, 6, 7, 2, 0], [5, 6, 8, 9, 2]]
+        position_ids      [[0, 1, 2, 3, 2, 3, 4]]      [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+        attention_mask    None                         [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+        spans             ((0, 2, 4, 7),)              None
+        places            [2, 3,  4, 5, 6]             [2, 3,  7, 8, 9]
+        predicting        [1, 2,  1, 4, 5]             [1, 2,  6, 7, 8]
+        response_lengths  [2, 3]                       [2, 3]
 
-    The token at flat place i is predicted by the hidden state at i - 1 (a prompt is never empty).
+    In both, responses come in the order chosen, rejected, next pair's chosen …
     """
 
     input_ids: Int64s
     """[N, T]"""
-    attention_mask: Int64s
+    position_ids: Int64s
+    """[N, T]"""
+    attention_mask: Int64s | None
     """[N, T], 1 where there is a token"""
-    response_index: Int64s
-    """[R]"""
+    spans: tuple[Span, ...] | None
+    places: Int64s
+    """[R], flat places of the response tokens"""
+    predicting: Int64s
+    """[R], flat places of the hidden states that predict them"""
     response_lengths: Int64s
-    """[N]"""
+    """[2 * pairs]"""
 
 
-def collate(pairs: Sequence[PairIds], pad_id: int) -> Batch:
-    """Padded rows of `pairs`; see `Batch`."""
+def collate(pairs: Sequence[PairIds], pad_id: int, layout: Layout) -> Batch:
+    """`pairs` in one batch; see `Batch`. A prompt is never empty."""
+    return _packed(pairs) if layout == "packed" else _padded(pairs, pad_id)
+
+
+def _packed(pairs: Sequence[PairIds]) -> Batch:
+    ids: list[Ids] = []
+    spans: list[Span] = []
+    positions, places, predicting, lengths = [], [], [], []
+    start = 0
+    for pair in pairs:
+        prompt, chosen, rejected = map(len, pair)
+        span = Span(start, start + prompt, start + prompt + chosen, start + prompt + chosen + rejected)
+        ids += pair
+        positions += [np.arange(prompt + chosen), np.arange(prompt, prompt + rejected)]
+        places.append(np.arange(span.chosen, span.end))
+        # Both first tokens are predicted by the prompt's last.
+        before = np.arange(span.chosen - 1, span.end - 1)
+        before[chosen] = span.chosen - 1
+        predicting.append(before)
+        lengths += [chosen, rejected]
+        spans.append(span)
+        start = span.end
+    return Batch(
+        input_ids=np.concatenate(ids).astype(np.int64)[None],
+        position_ids=np.concatenate(positions)[None],
+        attention_mask=None,
+        spans=tuple(spans),
+        places=np.concatenate(places),
+        predicting=np.concatenate(predicting),
+        response_lengths=np.array(lengths, np.int64),
+    )
+
+
+def _padded(pairs: Sequence[PairIds], pad_id: int) -> Batch:
     rows = [(pair.prompt, response) for pair in pairs for response in (pair.chosen, pair.rejected)]
     width = max(len(prompt) + len(response) for prompt, response in rows)
     input_ids = np.full((len(rows), width), pad_id, np.int64)
     attention_mask = np.zeros((len(rows), width), np.int64)
-    response_index = []
+    places = []
     for row, (prompt, response) in enumerate(rows):
         end = len(prompt) + len(response)
         input_ids[row, : len(prompt)] = prompt
         input_ids[row, len(prompt) : end] = response
         attention_mask[row, :end] = 1
-        response_index.append(np.arange(row * width + len(prompt), row * width + end))
-    lengths = np.array([len(response) for _, response in rows], np.int64)
-    return Batch(input_ids, attention_mask, np.concatenate(response_index), lengths)
+        places.append(np.arange(row * width + len(prompt), row * width + end))
+    flat_places = np.concatenate(places)
+    return Batch(
+        input_ids=input_ids,
+        position_ids=np.broadcast_to(np.arange(width), input_ids.shape).copy(),
+        attention_mask=attention_mask,
+        spans=None,
+        places=flat_places,
+        predicting=flat_places - 1,
+        response_lengths=np.array([len(response) for _, response in rows], np.int64),
+    )
 
 
-def padded_tokens(pair: PairIds) -> int:
-    """Tokens of the pair's two rows once padded to the same width."""
-    return 2 * (len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)))
-
-
-def batches(sizes: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Groups pairs, longest first, so that a batch padded to its longest pair stays within `batch_tokens`.
+def batches(pairs: Sequence[PairIds], batch_tokens: int, layout: Layout) -> Iterator[list[int]]:
+    """Groups pairs, longest first, so that a batch's row or rows stay within `batch_tokens`, padding included.
 
     A pair that is longer than the budget makes a batch of its own.
 
-    Args:
-        sizes: padded tokens of each pair.
-        batch_tokens: the budget.
-
     Yields:
-        indices into `sizes`; each index once.
+        indices into `pairs`; each index once.
     """
-    order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
-    start = 0
-    while start < len(order):
-        count = max(1, batch_tokens // sizes[order[start]])
-        yield order[start : start + count]
-        start += count
+    size = _packed_tokens if layout == "packed" else _padded_tokens
+    sizes = [size(pair) for pair in pairs]
+    batch: list[int] = []
+    tokens = 0
+    for i in sorted(range(len(pairs)), key=lambda i: (-sizes[i], i)):
+        # Padded rows are as wide as the batch's first pair, the longest.
+        more = sizes[i] if layout == "packed" or not batch else sizes[batch[0]]
+        if batch and tokens + more > batch_tokens:
+            yield batch
+            batch, tokens, more = [], 0, sizes[i]
+        batch.append(i)
+        tokens += more
+    if batch:
+        yield batch
+
+
+def _packed_tokens(pair: PairIds) -> int:
+    return len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+
+
+def _padded_tokens(pair: PairIds) -> int:
+    return 2 * (len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)))

@@ -1,38 +1,54 @@
 """Per-token log-probabilities of responses under a causal LM: the one forward pass of both stages.
 
-The LM head runs only at positions that predict a response token, in chunks of about 0.5 GiB of float32 logits, so a
-[tokens, vocabulary] tensor never exists at once; the log-softmax is in float32 whatever the weights' dtype.
+Pairs are packed into one row, the prompt once (see data/packing.py and attention.py), where the model's layers allow
+it; the LM head runs only at positions that predict a response token, and its logits never exist at once (head.py).
+Whether a model is computed right that way is found out when it is wrapped, by comparing with its plain forward on a few
+tokens; what would not be exact falls back to two padded rows a pair, or to full logits.
 
-Legend: N rows, T tokens of the longest row, R response tokens of all rows, D hidden size, V vocabulary.
+Legend: N rows, T tokens of a row, R response tokens of all pairs, D hidden size, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..data.packing import Batch
-
-LOGITS_PER_CHUNK = 2**27
-"""Elements of one chunk's logits: 0.5 GiB in float32."""
+from ..data.packing import Batch, Layout, Span, collate
+from ..data.tokenization import PairIds
+from .attention import SHARED_PROMPT, UnsupportedAttentionError, attention_calls
+from .head import LogitTransform, rows_per_block, target_logps
 
 
 class DeviceBatch(NamedTuple):
-    """A `Batch` as int64 tensors on the model's device."""
+    """A `Batch` with its arrays as int64 tensors on the model's device."""
 
     input_ids: Tensor
     """[N, T]"""
-    attention_mask: Tensor
+    position_ids: Tensor
     """[N, T]"""
-    response_index: Tensor
+    attention_mask: Tensor | None
+    """[N, T]"""
+    spans: tuple[Span, ...] | None
+    places: Tensor
+    """[R]"""
+    predicting: Tensor
     """[R]"""
 
 
 def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
     """Moves what the forward pass needs."""
-    arrays = (batch.input_ids, batch.attention_mask, batch.response_index)
-    return DeviceBatch(*(torch.from_numpy(array).to(device) for array in arrays))
+
+    def moved(array: Any) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    mask = None if batch.attention_mask is None else moved(batch.attention_mask)
+    ids, positions, places, predicting = map(
+        moved, (batch.input_ids, batch.position_ids, batch.places, batch.predicting)
+    )
+    return DeviceBatch(ids, positions, mask, batch.spans, places, predicting)
 
 
 class ResponseLogps(nn.Module):
@@ -41,29 +57,46 @@ class ResponseLogps(nn.Module):
     Training wraps this module, not the bare model, in DDP or FSDP: those see every parameter's use in its forward.
 
     Args:
-        model: a transformers causal LM with its weights on their device.
+        model: a transformers causal LM with its weights on their device. Its attention implementation is changed where
+            it can run packed rows.
+        layout: None finds out; "padded" keeps the model's own attention.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, layout: Layout | None = None) -> None:
         super().__init__()
         self.model = model
         self.runs_head_apart = _head_apart_is_exact(model)
         """False where body plus head is not what the model computes: then full logits are made, and memory is not
         saved."""
+        self.layout: Layout = "padded"
+        """How `collate` must lay pairs out for this model."""
+        if layout != "padded" and self.runs_head_apart and _switch_to_packed(self):
+            self.layout = "packed"
+
+    @property
+    def fallbacks(self) -> list[str]:
+        """What could not be used with this model, for people."""
+        found = [] if self.runs_head_apart else ["its head cannot run apart from its body, so full logits are computed"]
+        return found + ([] if self.layout == "packed" else ["its layers cannot run packed pairs, so rows are padded"])
+
+    def collate(self, pairs: Sequence[PairIds]) -> Batch:
+        """`pairs` as this model takes them."""
+        return collate(pairs, pad_id=0, layout=self.layout)
 
     def forward(self, batch: DeviceBatch) -> Tensor:
-        """Returns log pi(y_t | x, y_<t), float32 [R], in nats, in the order of `batch.response_index`."""
-        predicting = batch.response_index - 1
-        targets_R = batch.input_ids.flatten()[batch.response_index]
+        """Returns log pi(y_t | x, y_<t), float32 [R], in nats, in the order of `batch.places`."""
+        targets_R = batch.input_ids.flatten()[batch.places]
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        if batch.spans is None:
+            inputs |= {"attention_mask": batch.attention_mask}
+        else:
+            inputs |= {"position_ids": batch.position_ids, "spans": batch.spans}
         if not self.runs_head_apart:
-            logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-            return _target_logps(logits.flatten(0, 1)[predicting], targets_R)
+            logits_NTV = self.model(**inputs).logits
+            return _target_logps(logits_NTV.flatten(0, 1)[batch.predicting], targets_R)
         causal_lm = _unwrap(self.model)
-        hidden_NTD = _body(causal_lm)(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state
-        hidden_RD = hidden_NTD.flatten(0, 1)[predicting]
-        return _chunked_logps(causal_lm, hidden_RD, targets_R)
+        hidden_NTD = causal_lm.get_decoder()(**inputs).last_hidden_state
+        return _head_logps(causal_lm, hidden_NTD.flatten(0, 1)[batch.predicting], targets_R)
 
 
 class ResponseRewards(nn.Module):
@@ -73,14 +106,20 @@ class ResponseRewards(nn.Module):
         model: a transformers `AutoModelForTokenClassification` with `num_labels=1`.
     """
 
+    layout: Layout = "padded"
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
+    def collate(self, pairs: Sequence[PairIds]) -> Batch:
+        """`pairs` as this model takes them."""
+        return collate(pairs, pad_id=0, layout=self.layout)
+
     def forward(self, batch: DeviceBatch) -> Tensor:
-        """Returns the rewards, float32 [R], in the order of `batch.response_index`."""
+        """Returns the rewards, float32 [R], in the order of `batch.places`."""
         logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        rewards: Tensor = logits.flatten()[batch.response_index].float()
+        rewards: Tensor = logits.flatten()[batch.places].float()
         return rewards
 
 
@@ -89,21 +128,31 @@ def _unwrap(model: nn.Module) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
-def _body(causal_lm: Any) -> Any:
-    return causal_lm.get_decoder()
+# The head
 
 
-def _logits(causal_lm: Any, hidden_RD: Tensor) -> Tensor:
-    """The head with what the architecture does to its output (Gemma caps it, Cohere and Granite scale it)."""
-    logits: Tensor = causal_lm.get_output_embeddings()(hidden_RD)
+def _transform(causal_lm: Any) -> LogitTransform:
     config = causal_lm.config.get_text_config()
-    if scale := getattr(config, "logit_scale", None):
-        logits = logits * scale
-    if scaling := getattr(config, "logits_scaling", None):
-        logits = logits / scaling
-    if cap := getattr(config, "final_logit_softcapping", None):
-        logits = torch.tanh(logits / cap) * cap
-    return logits
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    return LogitTransform(scale, getattr(config, "final_logit_softcapping", None))
+
+
+def _head_logps(causal_lm: Any, hidden_RD: Tensor, targets_R: Tensor) -> Tensor:
+    head = causal_lm.get_output_embeddings()
+    transform = _transform(causal_lm)
+    if type(head) is nn.Linear and getattr(head, "bias", None) is None:
+        return target_logps(hidden_RD, head.weight, targets_R, transform)
+
+    # A head with an adapter, a bias or quantised weights: the module itself makes the logits, block by block.
+    def block_logps(hidden: Tensor, targets: Tensor) -> Tensor:
+        return _target_logps(transform(head(hidden)), targets)
+
+    rows = rows_per_block(hidden_RD, causal_lm.config.get_text_config().vocab_size)
+    blocks = zip(torch.split(hidden_RD, rows), torch.split(targets_R, rows), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([block_logps(hidden, targets) for hidden, targets in blocks])
+    # The backward pass computes a block's logits again instead of keeping them.
+    return torch.cat([checkpoint(block_logps, hidden, targets, use_reentrant=False) for hidden, targets in blocks])
 
 
 def _target_logps(logits_RV: Tensor, targets_R: Tensor) -> Tensor:
@@ -112,34 +161,83 @@ def _target_logps(logits_RV: Tensor, targets_R: Tensor) -> Tensor:
     return chosen_R - logits_RV.logsumexp(-1)
 
 
-def _chunked_logps(causal_lm: Any, hidden_RD: Tensor, targets_R: Tensor) -> Tensor:
-    def chunk_logps(hidden: Tensor, targets: Tensor) -> Tensor:
-        return _target_logps(_logits(causal_lm, hidden), targets)
-
-    rows = max(1, LOGITS_PER_CHUNK // causal_lm.config.get_text_config().vocab_size)
-    chunks = zip(torch.split(hidden_RD, rows), torch.split(targets_R, rows), strict=True)
-    if not torch.is_grad_enabled():
-        return torch.cat([chunk_logps(hidden, targets) for hidden, targets in chunks])
-    # The backward pass computes a chunk's logits again instead of keeping them.
-    return torch.cat([checkpoint(chunk_logps, hidden, targets, use_reentrant=False) for hidden, targets in chunks])
+# What a model can do, found out
 
 
 @torch.no_grad()
 def _head_apart_is_exact(model: nn.Module) -> bool:
-    """Compares body plus head with the model's own logits on a few tokens: detected, not guessed from a list."""
+    """Whether body plus head give the model's own logits."""
     causal_lm = _unwrap(model)
-    if causal_lm.get_output_embeddings() is None:
+    head = causal_lm.get_output_embeddings()
+    if head is None:
         return False
-    device = next(causal_lm.parameters()).device
-    probe = torch.arange(4, device=device)[None]
+    probe = torch.arange(4, device=next(causal_lm.parameters()).device)[None]
     was_training = model.training
     model.eval()
     try:
         expected = model(input_ids=probe, use_cache=False).logits.float()
-        hidden = _body(causal_lm)(input_ids=probe, use_cache=False).last_hidden_state
+        hidden = causal_lm.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state
         if hidden.shape[:2] != probe.shape:
             return False
-        found = _logits(causal_lm, hidden).float()
+        found = _transform(causal_lm)(head(hidden)).float()
     finally:
         model.train(was_training)
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+    return found.shape == expected.shape and _close(found, expected)
+
+
+_PROBE_PAIRS = [
+    PairIds(*(np.array(ids, np.int32) for ids in pair))
+    for pair in (([3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8]), ([9, 7], [9, 3, 2, 3], [8, 4]))
+]
+
+
+@torch.no_grad()
+def _switch_to_packed(wrapped: ResponseLogps) -> bool:
+    """Gives the model packed attention and keeps it if every layer uses it and the padded layout's scores come out."""
+    causal_lm = _unwrap(wrapped.model)
+    before = causal_lm.config._attn_implementation
+    device = next(causal_lm.parameters()).device
+    was_training = wrapped.model.training
+    wrapped.model.eval()
+    try:
+        expected = wrapped(to_device(collate(_PROBE_PAIRS, 0, "padded"), device))
+        causal_lm.set_attn_implementation(SHARED_PROMPT)
+        with attention_calls() as calls:
+            found = wrapped(to_device(collate(_PROBE_PAIRS, 0, "packed"), device))
+        if _all_layers_took_part(causal_lm.config.get_text_config(), calls) and _close(
+            found, expected, _packing_tolerance(causal_lm)
+        ):
+            return True
+    except (UnsupportedAttentionError, TypeError, ValueError):
+        pass  # a layer that needs more, a model without the attention interface or without position_ids
+    finally:
+        wrapped.model.train(was_training)
+    causal_lm.set_attn_implementation(before)
+    return False
+
+
+def _all_layers_took_part(config: Any, windows: list[bool]) -> bool:
+    """Whether each layer called the attention function, and each sliding one told it its window.
+
+    A layer that mixes tokens in another way (a state space, a convolution) does not call it; what a layer leaves to its
+    mask alone would be lost, since packed rows have none.
+    """
+    if len(windows) != config.num_hidden_layers:
+        return False
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return getattr(config, "sliding_window", None) is None or all(windows)
+    if not set(kinds) <= {"full_attention", "sliding_attention"}:
+        return False
+    return all(window for window, kind in zip(windows, kinds, strict=True) if kind == "sliding_attention")
+
+
+def _close(found: Tensor, expected: Tensor, tolerance: float = 1e-3) -> bool:
+    return torch.allclose(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _packing_tolerance(causal_lm: Any) -> float:
+    """Another order of summation is as far off as the dtype of the arithmetic."""
+    device, dtype = causal_lm.device.type, causal_lm.dtype
+    is_half = dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(device)
+    return 1e-1 if is_half else 1e-3

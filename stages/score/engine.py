@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...data.cache import Scores
-from ...data.packing import batches, collate, padded_tokens
+from ...data.packing import batches
 from ...data.tokenization import PairIds
 from ...errors import ModelError
 from ..console import warn
@@ -70,7 +70,7 @@ class TransformersEngine:
         if adapter:
             self._model = add_adapter(self._model, adapter)
         self._has_adapter = adapter is not None
-        self._forward: nn.Module
+        self._forward: ResponseLogps | ResponseRewards
         if source.kind == "token-classification":
             if self._model.config.num_labels != 1:
                 raise ModelError(
@@ -79,10 +79,9 @@ class TransformersEngine:
                 )
             self._forward = ResponseRewards(self._model)
         else:
-            logps = ResponseLogps(self._model)
-            if not logps.runs_head_apart:
-                warn(f"{self.name}: its head cannot be run apart from its body, so full logits are computed")
-            self._forward = logps
+            self._forward = ResponseLogps(self._model, layout="padded" if attn_implementation else None)
+            for fallback in self._forward.fallbacks:
+                warn(f"{self.name}: {fallback}")
 
     def score(self, pairs: Sequence[PairIds], on_batch: OnBatch) -> list[PairScores]:
         """See `Engine.score`. A score that is not finite is computed again in float32.
@@ -91,7 +90,7 @@ class TransformersEngine:
             ModelError: a batch does not fit in the device's memory.
         """
         results: dict[int, PairScores] = {}
-        for indices in batches([padded_tokens(pair) for pair in pairs], self.batch_tokens):
+        for indices in batches(pairs, self.batch_tokens, self._forward.layout):
             batch = [pairs[i] for i in indices]
             results.update(zip(indices, self._score_batch(batch), strict=True))
             on_batch(len(batch), sum(pair.tokens for pair in batch))
@@ -104,7 +103,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _score_batch(self, pairs: Sequence[PairIds]) -> list[PairScores]:
-        batch = collate(pairs, pad_id=0)
+        batch = self._forward.collate(pairs)
         try:
             with self._adapter_state():
                 flat = self._forward(to_device(batch, self.device)).cpu().numpy()

@@ -122,9 +122,9 @@ class TrainRun:
     def _prepare_loop(self) -> None:
         config = self.config
         with self.accelerator.autocast():
-            forward = ResponseLogps(self.policy)
-        if not forward.runs_head_apart:
-            warn("the policy's head cannot be run apart from its body, so full logits are computed")
+            forward = ResponseLogps(self.policy, layout="padded" if config.attn_implementation else None)
+        for fallback in forward.fallbacks:
+            warn(f"{config.model}: {fallback}")
         optimizer = torch.optim.AdamW(
             parameter_groups(self.policy, config.weight_decay),
             lr=config.learning_rate,
@@ -147,7 +147,14 @@ class TrainRun:
             f_clip=config.f_clip,
             label_smoothing=config.label_smoothing,
         )
-        self.runner = StepRunner(self.accelerator, prepared_forward, LOSSES[config.loss], settings, config.batch_tokens)
+        self.runner = StepRunner(
+            self.accelerator,
+            prepared_forward,
+            LOSSES[config.loss],
+            settings,
+            batch_tokens=config.batch_tokens,
+            layout=forward.layout,
+        )
 
     # The loop
 

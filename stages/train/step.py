@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ...data.cache import ScoredPair, Scores
-from ...data.packing import batches, collate, padded_tokens
+from ...data.packing import Layout, batches, collate
 from ...errors import TrainingError
 from ..logps import to_device
 from .losses import Loss, LossSettings, ResponseTokens
@@ -27,16 +27,25 @@ class StepRunner:
         loss: the objective.
         settings: its hyperparameters.
         batch_tokens: tokens of one pass, padding included.
+        layout: how `forward` takes pairs.
     """
 
     def __init__(
-        self, accelerator: Accelerator, forward: nn.Module, loss: Loss, settings: LossSettings, batch_tokens: int
+        self,
+        accelerator: Accelerator,
+        forward: nn.Module,
+        loss: Loss,
+        settings: LossSettings,
+        *,
+        batch_tokens: int,
+        layout: Layout,
     ) -> None:
         self._accelerator = accelerator
         self._forward = forward
         self._loss = loss
         self._settings = settings
         self._batch_tokens = batch_tokens
+        self._layout = layout
 
     def backward(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> None:
         """Accumulates the gradient of the mean loss over `pairs`, whatever passes they are split into.
@@ -57,13 +66,13 @@ class StepRunner:
         self._forward.train()
 
     def _passes(self, pairs: Sequence[ScoredPair]) -> list[list[ScoredPair]]:
-        sizes = [padded_tokens(pair.ids) for pair in pairs]
-        return [[pairs[i] for i in indices] for indices in batches(sizes, self._batch_tokens)]
+        grouped = batches([pair.ids for pair in pairs], self._batch_tokens, self._layout)
+        return [[pairs[i] for i in indices] for indices in grouped]
 
     def _losses(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> Tensor:
         """Losses [B] of one pass."""
         device = self._accelerator.device
-        batch = collate([pair.ids for pair in pairs], pad_id=0)
+        batch = collate([pair.ids for pair in pairs], 0, self._layout)
         logps_R = self._forward(to_device(batch, device))
         lengths = torch.from_numpy(batch.response_lengths).to(device)
         mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]

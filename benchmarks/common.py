@@ -1,0 +1,98 @@
+"""What the benchmarks share: random models of fixed sizes, pairs of fixed lengths, and one process per measurement."""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from tgdpo.data.tokenization import PairIds
+
+MODELS: dict[str, dict[str, Any]] = {
+    "S-32k": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
+              "vocab_size": 32_000, "tie_word_embeddings": False},
+    "M-32k": {"hidden_size": 640, "intermediate_size": 1760, "num_hidden_layers": 12, "num_attention_heads": 10,
+              "vocab_size": 32_000, "tie_word_embeddings": False},
+    "M-128k": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8,
+               "vocab_size": 128_256, "tie_word_embeddings": True},
+}  # fmt: skip
+
+
+def make_model(name: str, dtype: str, seed: int = 0) -> Any:
+    """A randomly initialised Llama."""
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(max_position_embeddings=4096, **MODELS[name])
+    return transformers.LlamaForCausalLM(config).to(getattr(torch, dtype))
+
+
+def make_pairs(
+    count: int, vocabulary: int, *, prompt: tuple[int, int], response: tuple[int, int], seed: int = 0
+) -> list[PairIds]:
+    """Pairs of random ids with lengths drawn evenly from the ranges."""
+    rng = np.random.default_rng(seed)
+    ranges = (prompt, response, response)
+    return [
+        PairIds(*(rng.integers(5, vocabulary, rng.integers(low, high + 1)).astype(np.int32) for low, high in ranges))
+        for _ in range(count)
+    ]
+
+
+def measure(step: Callable[[int], float], steps: int) -> dict[str, float]:
+    """Runs `step(0)` to warm up, then `steps` more.
+
+    Returns:
+        Median seconds, the last value of `step` (a loss, to compare variants), and peak memory in MB.
+    """
+    value = step(0)
+    first, seconds = value, []
+    for i in range(1, steps + 1):
+        start = time.perf_counter()
+        value = step(i)
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(seconds), "first": first, "last": value, "peak_mb": peak_mb()}
+
+
+def peak_mb() -> float:
+    """Highest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_process(script: str, variant: str, arguments: Sequence[str], threads: int) -> dict[str, Any]:
+    """Runs `script --variant …` in a process of its own and reads the JSON object of its last line."""
+    command = [sys.executable, script, "--variant", variant, *arguments]
+    environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    if done.returncode:
+        sys.exit(f"{variant} failed:\n{done.stderr[-3000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def machine() -> str:
+    """One line on what the figures were measured on."""
+    cpu = "unknown CPU"
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = f"{len(names)} x {names[0]}" if names else cpu
+    return (
+        f"{cpu}, torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
+    )
+
+
+def table(rows: list[list[str]]) -> str:
+    """A Markdown table; the first row is the heading."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
