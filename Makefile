@@ -9,7 +9,8 @@ demo: $(VENV)/.installed
 	$(BIN)/tgdpo demo
 
 test: lint $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	# One thread each: two workers with two threads on two cores wait for one another.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -142,7 +142,9 @@ def _exit_code() -> int:
     except TgdpoError as error:
         return _fail(str(error), error.exit_code)
     except _ClickError as error:
-        return _fail(f"{error.format_message()} (tgdpo --help lists what there is)", 2)
+        message = error.format_message()
+        # Without a command the help has been shown, and there is nothing to add.
+        return _fail(f"{message} (tgdpo --help lists what there is)", 2) if message else 2
     except (KeyboardInterrupt, typer.Abort):
         result = 130
     except OSError as error:

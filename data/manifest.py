@@ -64,7 +64,7 @@ class Manifest(_Record):
     tokenizer_vocabulary_sha256: str
     """Hash of the mapping from token to id; a policy must have the same."""
     conversational: bool
-    row_group_pairs: int
+    row_group_pairs: Annotated[int, Field(gt=0)]
     settings: dict[str, Any]
     """Settings that may differ between two runs of one cache, such as the token budget."""
     fingerprint: Fingerprint
@@ -102,7 +102,7 @@ class Manifest(_Record):
                     fix="use the tgdpo that wrote it, or score again",
                 )
             return cls.model_validate(content)
-        except (ValueError, ValidationError) as error:
+        except (ValueError, RecursionError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise CacheError(f"{path} is damaged ({reason})", fix="restore it from a copy, or score again") from error
 

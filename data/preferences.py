@@ -204,7 +204,7 @@ def _open(path: Path) -> Iterator[Any]:
         with COMPRESSIONS[path.suffix](path) if path.suffix in COMPRESSIONS else path.open("rb") as file:
             yield file
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"--dataset {path} cannot be read to its end ({error})", fix="get it again") from error
+        raise DataError(f"--dataset {path} cannot be read ({error})", fix="fetch or save it again") from error
 
 
 def _read_file(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:

@@ -106,6 +106,7 @@ class Renderer:
         if control_tokens and not allow_control_tokens:
             self._control = re.compile("|".join(re.escape(token) for token in control_tokens))
         self._columns_checked = False
+        self._explicit_prompt = False
         self._first: tuple[int, bool] | None = None
 
     @property
@@ -118,7 +119,7 @@ class Renderer:
         if row.problem:
             raise SetAside(Reason.UNREADABLE, row.problem)
         self._require_columns(row.value)
-        prompt = row.value.get(self.columns.prompt)
+        prompt = self._prompt(row.value)
         chosen = self._field(row.value, self.columns.chosen)
         rejected = self._field(row.value, self.columns.rejected)
         if isinstance(chosen, list) and isinstance(rejected, list):
@@ -146,6 +147,7 @@ class Renderer:
                 fix="name one of these, or leave the option out where the prompt is part of the responses",
             )
         self._columns_checked = True
+        self._explicit_prompt = self.columns.prompt in value
 
     def _require_one_form(self, number: int, *, conversational: bool) -> None:
         if self._first is None:
@@ -162,30 +164,31 @@ class Renderer:
                 fix="bring all rows into one form",
             )
 
+    def _prompt(self, value: dict[str, Any]) -> str | list[Any] | None:
+        """None where the prompt is what the responses begin with, which a row that lost its prompt is not."""
+        if self._explicit_prompt or self.columns.prompt in value:
+            return self._field(value, self.columns.prompt)
+        return None
+
     @staticmethod
     def _field(value: dict[str, Any], name: str) -> str | list[Any]:
         if name not in value:
             raise SetAside(Reason.MISSING_FIELD, name)
         field = value[name]
         if not isinstance(field, str | list):
-            raise SetAside(Reason.NOT_TEXT, f"{name} is {type(field).__name__}")
+            raise SetAside(Reason.NOT_TEXT, f"{name} is {'null' if field is None else type(field).__name__}")
         return field
 
     def _check_text(self, text: str, name: str) -> None:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise SetAside(Reason.LONE_SURROGATE, name) from None
+        _require_encodable(text, name)
         if self._control and (found := self._control.search(text)):
             raise SetAside(Reason.CONTROL_TOKEN, f"{found[0]} in {name}")
 
     # Standard form
 
-    def _standard(self, prompt: Any, chosen: str, rejected: str) -> Rendered:
-        if prompt is not None and not isinstance(prompt, str):
-            raise SetAside(Reason.NOT_TEXT, f"{self.columns.prompt} is {type(prompt).__name__}")
-        if prompt is None and self.columns.prompt != Columns().prompt:
-            raise SetAside(Reason.NOT_TEXT, f"{self.columns.prompt} is null")
+    def _standard(self, prompt: str | list[Any] | None, chosen: str, rejected: str) -> Rendered:
+        if isinstance(prompt, list):
+            raise SetAside(Reason.NOT_TEXT, f"{self.columns.prompt} is list")
         # BOS and EOS are added as ids; those that are already typed there must not make two.
         chosen, rejected = (text.removesuffix(self.end_of_turn) for text in (chosen, rejected))
         if prompt is None:
@@ -204,7 +207,7 @@ class Renderer:
 
     # Conversational form
 
-    def _conversation(self, prompt: Any, chosen: list[Any], rejected: list[Any]) -> Rendered:
+    def _conversation(self, prompt: str | list[Any] | None, chosen: list[Any], rejected: list[Any]) -> Rendered:
         self._check_messages(chosen, self.columns.chosen)
         self._check_messages(rejected, self.columns.rejected)
         if isinstance(prompt, list):
@@ -235,7 +238,7 @@ class Renderer:
             where = f"{name}[{place}]"
             if not isinstance(message, dict) or "role" not in message or "content" not in message:
                 raise SetAside(Reason.BAD_MESSAGE, f"{where} has no role or no content")
-            if message["role"] not in ROLES:
+            if not isinstance(message["role"], str) or message["role"] not in ROLES:
                 raise SetAside(Reason.BAD_MESSAGE, f"{where} has an unknown role")
             if not isinstance(message["content"], str):
                 raise SetAside(Reason.NOT_TEXT, f"{where} content is {type(message['content']).__name__}")
@@ -246,14 +249,23 @@ class Renderer:
 
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise SetAside(Reason.TEMPLATE, type(error).__name__) from error
+        # Templates may write more of a message than the content that was checked.
+        _require_encodable(text, "a message")
         return str(text)
 
     def _end_turn(self, text: str) -> str:
         """Cuts white space after the end-of-turn token (ChatML writes a line break there), or appends the token."""
         stripped = text.rstrip()
         return stripped if stripped.endswith(self.control_tokens) else text + self.end_of_turn
+
+
+def _require_encodable(text: str, name: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SetAside(Reason.LONE_SURROGATE, name) from None
 
 
 def _content(message: dict[str, Any]) -> str:
@@ -274,7 +286,7 @@ def _split_common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     if start and chosen[start - 1] == " ":
         start -= 1
     if not chosen[:start].strip():
-        raise SetAside(Reason.NO_COMMON_PREFIX)
+        raise SetAside(Reason.NO_COMMON_PREFIX, "there is no prompt column, and the responses begin differently")
     return chosen[:start], chosen[start:], rejected[start:]
 
 
@@ -291,5 +303,5 @@ def _split_common_messages(chosen: list[Any], rejected: list[Any]) -> tuple[list
     while start < min(len(chosen), len(rejected)) and chosen[start] == rejected[start]:
         start += 1
     if start == 0:
-        raise SetAside(Reason.NO_COMMON_PREFIX)
+        raise SetAside(Reason.NO_COMMON_PREFIX, "the conversations begin with different messages")
     return chosen[:start], chosen[start:], rejected[start:]

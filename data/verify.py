@@ -45,6 +45,9 @@ def _check_rows(cache: RewardCache, number: int, seen: set[str]) -> list[str]:
         return [f"{shard.name} carries no tgdpo metadata"]
     if file.metadata.num_rows != shard.rows:
         return [f"{shard.name} has {file.metadata.num_rows} rows, the manifest says {shard.rows}"]
+    groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups) if shard.rows]
+    if groups != [group.rows for group in cache.row_groups if group.shard == number]:
+        return [f"{shard.name} has row groups of {groups} rows, the manifest says {cache.manifest.row_group_pairs}"]
     problems = []
     tokens = dict.fromkeys(("prompt", "chosen", "rejected"), 0)
     for group in range(file.num_row_groups):

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -68,6 +68,9 @@ def build(kind: type[SomeSettings], *layers: dict[str, Any]) -> SomeSettings:
         # One value may stand alone where several may be given.
         if get_origin(field.annotation) is tuple and isinstance(values.get(name), str):
             values[name] = (values[name],)
+        # YAML reads a bare no as False.
+        if values.get(name) is False and "no" in get_args(field.annotation):
+            values[name] = "no"
     try:
         return kind(**values)
     except ValidationError as error:
@@ -87,7 +90,11 @@ def _explain(kind: type[Settings], error: ValidationError) -> tuple[str, str]:
         return f"unknown key '{name}'", _nearest(name, kind.model_fields)
     if first["type"] == "missing":
         return f"{option} is missing", kind.model_fields[name].description or "give it a value"
-    return f"{option} {first['input']}", message
+    # Lists and mappings are not written out: YAML's aliases make much of little.
+    given = first["input"]
+    if isinstance(given, list | tuple | dict):
+        given = "{…}" if isinstance(given, dict) else "[…]"
+    return f"{option} {given}", message
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

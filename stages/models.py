@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ..data.files import sha256_file
@@ -65,6 +66,11 @@ class ModelSource:
         """Rows of the embedding, where the configuration says it."""
         size = self.text_config.get("vocab_size")
         return int(size) if isinstance(size, int) else None
+
+    @property
+    def labels(self) -> int:
+        """Labels of a token classifier; transformers writes them as id2label and takes 2 where there is none."""
+        return len(self.config.get("id2label") or (0, 1))
 
     def content_hash(self) -> str:
         """SHA-256 over weights and configuration: equal for copies of one model, wherever they lie."""
@@ -268,7 +274,7 @@ def load_model(
         raise ModelError(
             f"{source.name} does not fit on {device}", fix="use a smaller --dtype, another --device or a smaller model"
         ) from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{source.name} does not load ({_first_line(error)})", fix="check the model's files"
         ) from error
@@ -292,7 +298,7 @@ def add_adapter(model: nn.Module, adapter: ModelSource, *, trainable: bool = Fal
 
     try:
         wrapped = peft.PeftModel.from_pretrained(model, str(adapter.folder), is_trainable=trainable)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"the adapter {adapter.name} does not fit its base ({_first_line(error)})", fix="name the right base model"
         ) from error

@@ -72,11 +72,6 @@ class TransformersEngine:
         self._has_adapter = adapter is not None
         self._forward: ResponseLogps | ResponseRewards
         if source.kind == "token-classification":
-            if self._model.config.num_labels != 1:
-                raise ModelError(
-                    f"{source.name} is a token classifier with {self._model.config.num_labels} labels",
-                    fix="a token-level reward model has one label (num_labels=1)",
-                )
             self._forward = ResponseRewards(self._model)
         else:
             self._forward = ResponseLogps(self._model, layout="padded" if attn_implementation else None)

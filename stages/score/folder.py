@@ -58,18 +58,28 @@ class OutputFolder:
     def claim(self, fingerprint: Fingerprint) -> bool:
         """Makes the folder this run's, or goes on in it. Returns whether it is new.
 
+        A run with other settings that has not scored anything yet is started over with these.
+
         Raises:
-            CacheError: the folder belongs to a run with other settings, or to something else.
+            CacheError: the folder holds scores of a run with other settings, or something else.
         """
         if self._settings.is_file():
-            self._require_same(fingerprint, json.loads(self._settings.read_text()))
-            return False
+            theirs = json.loads(self._settings.read_text())
+            if theirs == fingerprint:
+                return False
+            if self._has_scores():
+                self._require_same(fingerprint, theirs)
+        if not self._has_scores():
+            shutil.rmtree(self.work, ignore_errors=True)
         if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
             raise CacheError(f"--output {self.path} exists and is no reward cache", fix="name a new or an empty folder")
         self.work.mkdir(parents=True)
         content = json.dumps(fingerprint, indent=1) + "\n"
         replace(self._settings, lambda path: path.write_text(content))
         return True
+
+    def _has_scores(self) -> bool:
+        return any(self.path.glob("part-*")) or any(self.work.glob("reference-*"))
 
     def abandon(self) -> None:
         """Takes a folder back in which nothing was scored yet."""

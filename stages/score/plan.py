@@ -137,6 +137,11 @@ def plan_score(config: ScoreConfig) -> ScorePlan:
     )
     guidance = _resolve(config, config.guidance, "--guidance")
     reference, guidance_base = _reference_and_base(config, guidance)
+    if guidance is not None and guidance.kind == "token-classification" and guidance.labels != 1:
+        raise ModelError(
+            f"{guidance.name} is a token classifier with {guidance.labels} labels",
+            fix="a token-level reward model has one label (num_labels=1)",
+        )
     if reference.kind != "causal-lm":
         raise ModelError(f"--reference {reference.name} is a {reference.kind}", fix="name a causal language model")
     tokenizer_name = config.tokenizer or reference.name

@@ -115,11 +115,11 @@ def read_prepared(folder: OutputFolder) -> Prepared | None:
 def require_few_set_aside(rows: Iterable[SetAsideRow], rows_read: int, limit: float) -> None:
     """Raises DataError where more than `limit` of the rows read are set aside."""
     rows = list(rows)
-    if len(rows) <= limit * rows_read:
+    if len(rows) / rows_read <= limit:
         return
     raise DataError(
         f"{len(rows)} of {rows_read} rows cannot be used ({_summary(rows)})",
-        fix=f"mend them, or allow more than {limit:.0%} with --max-set-aside {_round_up(len(rows) / rows_read)}",
+        fix=f"mend them, or allow more than {limit * 100:.4g}% with --max-set-aside {_round_up(len(rows) / rows_read)}",
     )
 
 

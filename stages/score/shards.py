@@ -45,7 +45,7 @@ def shard_table(
         flat_ref = ref_logps.values.to_numpy()
         rewards = np.zeros_like(flat_ref)
         if guidance is not None:
-            flat_guide = np.concatenate([getattr(score, side) for score in guidance], dtype=np.float32)
+            flat_guide = list_column([getattr(score, side) for score in guidance], pa.float32()).values.to_numpy()
             rewards = flat_guide - flat_ref if kind == "log-ratio" else flat_guide
         columns[f"{side}_ref_logps"] = ref_logps
         columns[f"{side}_rewards"] = pa.ListArray.from_arrays(ref_logps.offsets, pa.array(rewards))

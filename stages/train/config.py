@@ -115,11 +115,12 @@ class TrainConfig(Settings):
         return self
 
     @property
-    def unused(self) -> list[str]:
-        """Options that were given another value than their default and do nothing beside the others."""
-        idle: list[str] = []
+    def idle(self) -> dict[str, str]:
+        """Options that have another value than their default and do nothing, with the option that makes them idle."""
+        idle: dict[str, str] = {}
         if self.loss != "tgdpo":
-            idle += ["alpha", "beta_r", "f_shape", "f_clip"]
+            idle |= dict.fromkeys(("alpha", "beta_r", "f_shape", "f_clip"), f"--loss {self.loss}")
         if self.lora_rank == 0:
-            idle += ["lora_alpha", "lora_dropout", "lora_target_modules"]
-        return [name for name in idle if getattr(self, name) != type(self).model_fields[name].default]
+            idle |= dict.fromkeys(("lora_alpha", "lora_dropout", "lora_target_modules"), "--lora-rank 0")
+        defaults = type(self).model_fields
+        return {name: why for name, why in idle.items() if getattr(self, name) != defaults[name].default}

@@ -46,8 +46,8 @@ def train(config: TrainConfig) -> TrainResult:
     """
     quiet_libraries()
     require_installed(config.report_to)
-    for name in config.unused:
-        warn(f"--{name.replace('_', '-')} does nothing with --loss {config.loss} and --lora-rank {config.lora_rank}")
+    for name, why in config.idle.items():
+        warn(f"--{name.replace('_', '-')} does nothing with {why}")
     cache = RewardCache(Path(config.cache).expanduser())
     source = resolve(config.model, "--model", trust_remote_code=config.trust_remote_code)
     tokenizer = _fitting_tokenizer(config, cache, source)

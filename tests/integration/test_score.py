@@ -1,5 +1,6 @@
 """`tgdpo score` that is stopped and started again."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,13 +80,17 @@ def test_nothing_that_is_there_is_scored_again(
 def test_a_smaller_token_budget_may_finish_a_run(
     ok: Cli, run_cli: Cli, models: Models, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = ("score", "--dataset", pairs_file, "--reference", models.reference, "--output", tmp_path / "cache")
+    call = ("score", "--dataset", pairs_file, "--reference", models.reference, "--output", tmp_path / "cache",
+            "--pairs-per-shard", 10)  # fmt: skip
+    original = TransformersEngine.score
 
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+    def interrupted_later(self: TransformersEngine, *arguments: object) -> object:
+        if list((tmp_path / "cache").rglob("reference-*")):
+            raise KeyboardInterrupt
+        return original(self, *arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(TransformersEngine, "score", interrupted)
+        patch.setattr(TransformersEngine, "score", interrupted_later)
         assert run_cli(*call).code == 130
     other = run_cli(*call, "--max-length", 20)
     assert other.code == 1
@@ -110,3 +115,20 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     assert result.code == 1
     assert "no space left" in result.error
     ok(*call)
+
+
+def test_a_run_that_scored_nothing_gives_its_folder_up(
+    ok: Cli, run_cli: Cli, models: Models, pairs_file: Path, tmp_path: Path
+) -> None:
+    """Damaged weights, found when the model is loaded; the mended model is another one by its hash."""
+    model = shutil.copytree(models.reference, tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"damaged")
+    call = ("score", "--dataset", pairs_file, "--reference", model, "--output", tmp_path / "cache")
+    assert "does not load" in run_cli(*call).error
+    shutil.copy(models.reference / "model.safetensors", model)
+    ok(*call)
+
+
+def test_killed_before_its_settings_were_written(ok: Cli, models: Models, pairs_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache" / "_work").mkdir(parents=True)
+    ok("score", "--dataset", pairs_file, "--reference", models.reference, "--output", tmp_path / "cache")
