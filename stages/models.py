@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +73,7 @@ class ModelSource:
         """Labels of a token classifier; transformers writes them as id2label and takes 2 where there is none."""
         return len(self.config.get("id2label") or (0, 1))
 
+    @cached_property
     def content_hash(self) -> str:
         """SHA-256 over weights and configuration: equal for copies of one model, wherever they lie."""
         config = {key: value for key, value in self.config.items() if key not in _IRRELEVANT_CONFIG}

@@ -41,7 +41,8 @@ class ScoreConfig(Settings):
     device: str = option(MODELS, "auto")
     """auto, cpu, cuda, cuda:1 …"""
     attn_implementation: str | None = option(MODELS, None)
-    """Attention of transformers (sdpa, eager, flash_attention_2 …). Default: the model's own choice."""
+    """Attention of transformers (sdpa, eager, flash_attention_2 …), on padded rows. Default: packed pairs with an
+    attention of their own where the model's layers can run them, else the model's own choice."""
     trust_remote_code: bool = option(MODELS, False)
     """Run the code that a model brings; hub models then need NAME@REVISION with a full commit hash."""
 

@@ -79,10 +79,11 @@ class TransformersEngine:
                 warn(f"{self.name}: {fallback}")
 
     def score(self, pairs: Sequence[PairIds], on_batch: OnBatch) -> list[PairScores]:
-        """See `Engine.score`. A score that is not finite is computed again in float32.
+        """See `Engine.score`. A batch that does not fit in memory is halved, and a score that is not finite is computed
+        again in float32.
 
         Raises:
-            ModelError: a batch does not fit in the device's memory.
+            ModelError: a single pair does not fit in the device's memory.
         """
         results: dict[int, PairScores] = {}
         for indices in batches(pairs, self.batch_tokens, self._forward.layout):
@@ -103,12 +104,18 @@ class TransformersEngine:
             with self._adapter_state():
                 flat = self._forward(to_device(batch, self.device)).cpu().numpy()
         except torch.OutOfMemoryError as error:
-            raise ModelError(
-                f"{self.name}: a batch of {batch.input_ids.size} tokens does not fit in the memory of {self.device}",
-                fix=f"run the same command with --batch-tokens below {self.batch_tokens}; finished shards are kept",
-            ) from error
-        rows = np.split(flat, np.cumsum(batch.response_lengths)[:-1])
-        return [PairScores(*row) for row in zip(rows[::2], rows[1::2], strict=True)]
+            if len(pairs) == 1:
+                raise ModelError(
+                    f"{self.name}: a pair of {pairs[0].tokens} tokens does not fit in the memory of {self.device}",
+                    fix="set a smaller --max-length or --dtype, or another --device; finished shards are kept",
+                ) from error
+        else:
+            rows = np.split(flat, np.cumsum(batch.response_lengths)[:-1])
+            return [PairScores(*row) for row in zip(rows[::2], rows[1::2], strict=True)]
+        # Outside the handler, which would keep the failed pass's tensors alive.
+        half = len(pairs) // 2
+        self._empty_cache()
+        return self._score_batch(pairs[:half]) + self._score_batch(pairs[half:])
 
     def _adapter_state(self) -> Any:
         return self._model.disable_adapter() if self._has_adapter and not self.adapter_on else nullcontext()
@@ -117,6 +124,9 @@ class TransformersEngine:
         """Gives the model's memory back."""
         del self._model, self._forward
         gc.collect()
+        self._empty_cache()
+
+    def _empty_cache(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

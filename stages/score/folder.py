@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
-from ...data.files import remove_temporaries, replace
+from ...data.files import TEMPORARY_SUFFIX, remove_temporaries, replace
 from ...data.manifest import ENVIRONMENT_FIELDS, Fingerprint, Manifest, differing_fields
 from ...data.schema import MANIFEST_NAME, SET_ASIDE_NAME, shard_name
 from ...errors import CacheError
@@ -69,14 +69,21 @@ class OutputFolder:
                 return False
             if self._has_scores():
                 self._require_same(fingerprint, theirs)
-        if not self._has_scores():
-            shutil.rmtree(self.work, ignore_errors=True)
+        if self._is_ours() and not self._has_scores():
+            shutil.rmtree(self.work)
         if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
             raise CacheError(f"--output {self.path} exists and is no reward cache", fix="name a new or an empty folder")
         self.work.mkdir(parents=True)
         content = json.dumps(fingerprint, indent=1) + "\n"
         replace(self._settings, lambda path: path.write_text(content))
         return True
+
+    def _is_ours(self) -> bool:
+        """Whether the folder holds nothing but what an unfinished scoring run writes."""
+        written = ("settings.json", "prepared.json", "tokens-*.parquet", "reference-*.parquet", f".*{TEMPORARY_SUFFIX}")
+        if not self.work.is_dir() or any(entry != self.work for entry in self.path.iterdir()):
+            return False
+        return all(any(entry.match(pattern) for pattern in written) for entry in self.work.iterdir())
 
     def _has_scores(self) -> bool:
         return any(self.path.glob("part-*")) or any(self.work.glob("reference-*"))

@@ -180,7 +180,7 @@ def _reference_and_base(config: ScoreConfig, guidance: ModelSource | None) -> tu
         return reference, reference
     base = _resolve(config, guidance.base_name, f"--guidance {guidance.name} has the base")
     assert base is not None
-    if reference is None or base.content_hash() == reference.content_hash():
+    if reference is None or base.content_hash == reference.content_hash:
         return reference or base, reference or base
     return reference, base
 
@@ -225,9 +225,9 @@ def _fingerprint(
         "dataset_sha256": preferences.fingerprint(),
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "chat_template_sha256": chat_template_hash(tokenizer),
-        "reference_sha256": reference.content_hash(),
-        "guidance_sha256": guidance.content_hash() if guidance else None,
-        "guidance_base_sha256": guidance_base.content_hash() if guidance_base else None,
+        "reference_sha256": reference.content_hash,
+        "guidance_sha256": guidance.content_hash if guidance else None,
+        "guidance_base_sha256": guidance_base.content_hash if guidance_base else None,
         "reward_kind": reward_kind(guidance),
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type if device.type != "cpu" else f"cpu {platform.machine()}",

@@ -84,7 +84,8 @@ class TrainConfig(Settings):
     gradient_checkpointing: bool = option(BATCH, False)
     """Compute activations again in the backward pass instead of keeping them."""
     attn_implementation: str | None = option(BATCH, None)
-    """Attention of transformers (sdpa, eager, flash_attention_2 …). Default: the model's own choice."""
+    """Attention of transformers (sdpa, eager, flash_attention_2 …), on padded rows. Default: packed pairs with an
+    attention of their own where the model's layers can run them, else the model's own choice."""
 
     lora_rank: int = option(LORA, 0, ge=0)
     """Train a LoRA adapter of this rank; 0 trains all weights."""

@@ -27,6 +27,7 @@ _FREE_FIELDS = (
     "resume",
     "device",
     "batch_tokens",
+    "gradient_checkpointing",
     "logging_steps",
     "eval_steps",
     "save_steps",
@@ -53,7 +54,7 @@ class RunFolder:
         self._metrics = self.path / "metrics.jsonl"
 
     def claim(self) -> dict[str, Any] | None:
-        """Makes the folder this run's, or goes on in it.
+        """Makes the folder this run's, or goes on in it. A run that has not trained a step yet is started over.
 
         Returns:
             The record of the run where it is finished already, else None.
@@ -63,15 +64,20 @@ class RunFolder:
         """
         if self._run.is_file():
             record: dict[str, Any] = json.loads(self._run.read_text())
-            self._require_same(record)
-            return record if record["finished"] else None
-        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+            if record["finished"] or self._has_trained():
+                self._require_same(record)
+                return record if record["finished"] else None
+        elif self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
             raise TrainingError(f"--output {self.path} exists and holds no run", fix="name a new or an empty folder")
         self.path.mkdir(parents=True, exist_ok=True)
+        self._metrics.unlink(missing_ok=True)
         settings = yaml.safe_dump(self._config.model_dump(mode="json"), sort_keys=False)
         replace(self._config_file, lambda path: path.write_text(settings))
         self._write_record(finished=False)
         return None
+
+    def _has_trained(self) -> bool:
+        return self.newest_checkpoint() is not None or any(record["step"] > 0 for record in self.read_metrics())
 
     def _require_same(self, record: dict[str, Any]) -> None:
         theirs = yaml.safe_load(self._config_file.read_text()) | record["identity"]

@@ -132,3 +132,14 @@ def test_a_run_that_scored_nothing_gives_its_folder_up(
 def test_killed_before_its_settings_were_written(ok: Cli, models: Models, pairs_file: Path, tmp_path: Path) -> None:
     (tmp_path / "cache" / "_work").mkdir(parents=True)
     ok("score", "--dataset", pairs_file, "--reference", models.reference, "--output", tmp_path / "cache")
+
+
+def test_a_work_folder_of_somebody_elses_is_left_alone(
+    run_cli: Cli, models: Models, pairs_file: Path, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "cache" / "_work" / "thesis.txt"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("years of work")
+    refused = run_cli("score", "--dataset", pairs_file, "--reference", models.reference, "--output", tmp_path / "cache")
+    assert "is no reward cache" in refused.error
+    assert theirs.read_text() == "years of work"

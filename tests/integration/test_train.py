@@ -203,6 +203,14 @@ class TestResume:
             {**r, speed: 0} for r in records_of(tmp_path / "stopped")
         ]
 
+    def test_a_run_that_trained_nothing_is_started_over(
+        self, ok: Cli, run_cli: Cli, cache: Path, models: Models, tmp_path: Path
+    ) -> None:
+        call = ("train", "--cache", cache, "--model", models.reference, "--output", tmp_path / "run", *FAST,
+                "--lora-rank", 2)  # fmt: skip
+        assert "--lora-target-modules nothing" in run_cli(*call, "--lora-target-modules", "nothing").error
+        ok(*call)
+
     def test_a_finished_run_is_left_alone(self, ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:
         call = ("train", "--cache", cache, "--model", models.reference, "--output", tmp_path / "run", *FAST)
         first = ok(*call)
