@@ -56,6 +56,7 @@ class RewardCache:
     def __len__(self) -> int:
         return self.manifest.rows
 
+    @cached_property
     def content_hash(self) -> str:
         """SHA-256 over the shards' hashes: equal for copies of one cache."""
         return hashlib.sha256("".join(shard.sha256 for shard in self.manifest.shards).encode()).hexdigest()

@@ -52,7 +52,7 @@ def train(config: TrainConfig) -> TrainResult:
     source = resolve(config.model, "--model", trust_remote_code=config.trust_remote_code)
     tokenizer = _fitting_tokenizer(config, cache, source)
     cache.require_unchanged()
-    folder = RunFolder(config, {"cache_sha256": cache.content_hash(), "model_sha256": source.content_hash})
+    folder = RunFolder(config, {"cache_sha256": cache.content_hash, "model_sha256": source.content_hash})
     record = folder.claim()
     if record is not None:
         log(f"{folder.path} is finished already, nothing to do")

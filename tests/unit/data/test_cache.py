@@ -158,11 +158,11 @@ class TestBytes:
             cache.read_row_group(cache.row_groups[1])
 
     def test_content_hash_is_that_of_the_content(self, cache: RewardCache, folder: Path) -> None:
-        assert RewardCache(folder).content_hash == cache.content_hash()
+        assert RewardCache(folder).content_hash == cache.content_hash
         text = (folder / "_manifest.json").read_text()
         sha256 = cache.manifest.shards[0].sha256
         (folder / "_manifest.json").write_text(text.replace(sha256, sha256[::-1]))
-        assert RewardCache(folder).content_hash != cache.content_hash()
+        assert RewardCache(folder).content_hash != cache.content_hash
 
     def test_a_cache_may_be_moved(self, folder: Path, tmp_path: Path) -> None:
         moved = RewardCache(shutil.move(folder, tmp_path / "elsewhere"))
