@@ -1,8 +1,8 @@
 """The columns of a shard and how they are encoded: the public contract that pandas, pyarrow, datasets, polars and
 DuckDB read.
 
-Lists are stored flat and without dictionaries: float32 as BYTE_STREAM_SPLIT (3.5 bytes a token against 6.0 with
-pyarrow's defaults), ids as PLAIN (BYTE_STREAM_SPLIT of int32 cannot be read by DuckDB <= 1.4.1).
+Lists are stored flat and without dictionaries: float32 as BYTE_STREAM_SPLIT, ids as PLAIN (BYTE_STREAM_SPLIT of int32
+cannot be read by DuckDB <= 1.4.1).
 """
 
 import re
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 FORMAT_VERSION = 1
 ROW_GROUP_PAIRS = 512
-"""Rows of a row group: about 3 MB decoded, the unit that training reads and resumes by."""
+"""Rows of a row group: the unit that training reads and resumes by."""
 METADATA_KEY = b"tgdpo"
 
 MANIFEST_NAME = "_manifest.json"

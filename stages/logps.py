@@ -70,14 +70,15 @@ class ResponseLogps(nn.Module):
         saved."""
         self.layout: Layout = "padded"
         """How `collate` must lay pairs out for this model."""
-        if layout != "padded" and self.runs_head_apart and _switch_to_packed(self):
-            self.layout = "packed"
-
-    @property
-    def fallbacks(self) -> list[str]:
-        """What could not be used with this model, for people."""
-        found = [] if self.runs_head_apart else ["its head cannot run apart from its body, so full logits are computed"]
-        return found + ([] if self.layout == "packed" else ["its layers cannot run packed pairs, so rows are padded"])
+        self.fallbacks: list[str] = []
+        """What could not be used with this model, for people; a layout that was asked for is none."""
+        if not self.runs_head_apart:
+            self.fallbacks.append("its head cannot run apart from its body, so full logits are computed on padded rows")
+        elif layout != "padded":
+            if _switch_to_packed(self):
+                self.layout = "packed"
+            else:
+                self.fallbacks.append("its layers cannot run packed pairs, so rows are padded")
 
     def collate(self, pairs: Sequence[PairIds]) -> Batch:
         """`pairs` as this model takes them."""

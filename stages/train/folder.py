@@ -71,9 +71,10 @@ class RunFolder:
             raise TrainingError(f"--output {self.path} exists and holds no run", fix="name a new or an empty folder")
         self.path.mkdir(parents=True, exist_ok=True)
         self._metrics.unlink(missing_ok=True)
+        # The record first: a run that is killed between the two has trained nothing, and is known as one to start over.
+        self._write_record(finished=False)
         settings = yaml.safe_dump(self._config.model_dump(mode="json"), sort_keys=False)
         replace(self._config_file, lambda path: path.write_text(settings))
-        self._write_record(finished=False)
         return None
 
     def _has_trained(self) -> bool:

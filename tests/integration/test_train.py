@@ -211,6 +211,17 @@ class TestResume:
         assert "--lora-target-modules nothing" in run_cli(*call, "--lora-target-modules", "nothing").error
         ok(*call)
 
+    def test_killed_before_its_configuration_was_written(
+        self, ok: Cli, cache: Path, models: Models, tmp_path: Path
+    ) -> None:
+        call = ("train", "--cache", cache, "--model", models.reference, "--output", tmp_path / "run", *FAST)
+        ok(*call)
+        record = json.loads((tmp_path / "run" / "run.json").read_text())
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"finished": False}))
+        ok(*call)
+
     def test_a_finished_run_is_left_alone(self, ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:
         call = ("train", "--cache", cache, "--model", models.reference, "--output", tmp_path / "run", *FAST)
         first = ok(*call)

@@ -120,6 +120,11 @@ def test_layers_that_cannot_run_a_packed_row_are_found_out(config: Any) -> None:
         torch.testing.assert_close(found, naive(make(config), pairs), atol=1e-5, rtol=0)
 
 
+def test_padded_rows_that_were_asked_for_are_no_fallback() -> None:
+    wrapped = ResponseLogps(llama(), "padded")
+    assert (wrapped.layout, wrapped.fallbacks) == ("padded", [])
+
+
 @settings(deadline=None, max_examples=40)
 @given(pairs_strategy)
 def test_padded_pairs_score_as_one_sequence_at_a_time(pairs: list[PairIds]) -> None:
