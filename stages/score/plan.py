@@ -31,7 +31,7 @@ from ..models import (
     tokenizer_source,
 )
 from .config import ScoreConfig
-from .engine import TransformersEngine
+from .engines import EngineSpec, engine_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +66,13 @@ class ScorePlan:
         """Whether guidance is an adapter on the reference itself, so that one model serves both passes."""
         return self.guidance_base is not None and self.guidance_base is self.reference
 
-    def engine(self, role: Literal["reference", "guidance"]) -> TransformersEngine:
-        """Loads the model of a pass. With a shared base it has the adapter, switched off in the reference pass."""
+    def engine_spec(self, role: Literal["reference", "guidance"]) -> EngineSpec:
+        """The model of a pass. With a shared base it has the adapter, which the reference pass switches off."""
         source, adapter = self.reference, self.guidance if self.shares_base else None
         if role == "guidance" and self.guidance is not None and not self.shares_base:
             source, adapter = self.guidance_base or self.guidance, self.guidance if self.guidance_base else None
-        return TransformersEngine(
-            source,
+        return EngineSpec(
+            source=source,
             adapter=adapter,
             dtype=self.dtype,
             device=self.device,
@@ -233,6 +233,6 @@ def _fingerprint(
         "device": device.type if device.type != "cpu" else f"cpu {platform.machine()}",
         "tgdpo": version("tgdpo"),
         "torch": version("torch"),
-        "transformers": version("transformers"),
         "pyarrow": version("pyarrow"),
+        **engine_class(config.engine).versions(),
     }

@@ -21,7 +21,7 @@ from ...data.schema import ROW_GROUP_PAIRS, write_parquet
 from ...data.tokenization import PairIds
 from ..console import log, meter, quiet_libraries
 from .config import ScoreConfig
-from .engine import Engine, PairScores, TransformersEngine
+from .engines import Engine, PairScores, engine_class
 from .folder import OutputFolder
 from .plan import ScorePlan, plan_score
 from .prepare import Prepared, SetAsideRow, prepare, read_prepared, require_few_set_aside
@@ -57,7 +57,7 @@ class ScoreRun:
         self.folder = folder
         self.prepared = _prepared(plan, folder)
         self.shards = len(self.prepared.shard_rows)
-        self._shared_engine: TransformersEngine | None = None
+        self._shared_engine: Engine | None = None
 
     def finish(self) -> Manifest:
         """Scores the missing shards and publishes the manifest."""
@@ -95,10 +95,11 @@ class ScoreRun:
             engine.close()
 
     def _engine(self, role: Role) -> Engine:
+        load = engine_class(self.plan.config.engine)
         if not self.plan.shares_base:
-            return self.plan.engine(role)
+            return load(self.plan.engine_spec(role))
         if self._shared_engine is None:
-            self._shared_engine = self.plan.engine("reference")
+            self._shared_engine = load(self.plan.engine_spec("reference"))
         self._shared_engine.adapter_on = role == "guidance"
         return self._shared_engine
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from ...data.manifest import Fingerprint, RewardKind
 from ...data.schema import FORMAT_VERSION, METADATA_KEY, REFERENCE_SCHEMA, SHARD_SCHEMA, list_column
-from .engine import PairScores
+from .engines import PairScores
 
 SIDES = ("chosen", "rejected")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import STANDARD_ROWS, Cli, Models, write_rows
 
-from tgdpo.stages.score.engine import TransformersEngine
+from tgdpo.stages.score.engines.transformers import TransformersEngine
 
 
 @pytest.fixture

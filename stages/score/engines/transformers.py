@@ -1,82 +1,53 @@
 """Runs one model over pairs of token ids with transformers, batches by token budget, longest first."""
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ...data.cache import Scores
-from ...data.packing import batches
-from ...data.tokenization import PairIds
-from ...errors import ModelError
-from ..console import warn
-from ..logps import ResponseLogps, ResponseRewards, to_device
-from ..models import ModelSource, add_adapter, load_model
-
-OnBatch = Callable[[int, int], None]
-"""Called after each batch with its numbers of pairs and of tokens."""
-
-
-class PairScores(NamedTuple):
-    """One float32 score per response token."""
-
-    chosen: Scores
-    rejected: Scores
-
-    @property
-    def finite(self) -> bool:
-        """Whether every score is finite."""
-        return bool(np.isfinite(self.chosen).all() and np.isfinite(self.rejected).all())
-
-
-class Engine(Protocol):
-    """What stage one needs of a scoring backend."""
-
-    def score(self, pairs: Sequence[PairIds], on_batch: OnBatch) -> list[PairScores]:
-        """Scores of the response tokens, one entry per pair, in the pairs' order."""
-
-    def close(self) -> None:
-        """Gives the model's memory back."""
+from ....data.packing import batches
+from ....data.tokenization import PairIds
+from ....errors import ModelError
+from ...console import warn
+from ...logps import ResponseLogps, ResponseRewards, to_device
+from ...models import add_adapter, load_model
+from . import EngineSpec, OnBatch, PairScores
 
 
 class TransformersEngine:
     """A causal LM scored by its log-probabilities, or a token classifier scored by its output.
 
-    Args:
-        source: the model; for an adapter, its base.
-        adapter: a PEFT adapter to put on it. `adapter_on` switches it, so one model serves both passes.
-        batch_tokens: tokens of one forward pass, padding included.
+    See `Engine`.
     """
 
-    def __init__(
-        self,
-        source: ModelSource,
-        *,
-        adapter: ModelSource | None = None,
-        dtype: torch.dtype,
-        device: torch.device,
-        attn_implementation: str | None,
-        batch_tokens: int,
-    ) -> None:
-        self.name = adapter.name if adapter else source.name
-        self.device = device
-        self.batch_tokens = batch_tokens
+    def __init__(self, spec: EngineSpec) -> None:
+        self.name = spec.name
+        self.device = spec.device
+        self.batch_tokens = spec.batch_tokens
         self.adapter_on = True
-        self._model: Any = load_model(source, dtype=dtype, device=device, attn_implementation=attn_implementation)
-        if adapter:
-            self._model = add_adapter(self._model, adapter)
-        self._has_adapter = adapter is not None
+        self._model: Any = load_model(
+            spec.source, dtype=spec.dtype, device=spec.device, attn_implementation=spec.attn_implementation
+        )
+        if spec.adapter:
+            self._model = add_adapter(self._model, spec.adapter)
+        self._has_adapter = spec.adapter is not None
         self._forward: ResponseLogps | ResponseRewards
-        if source.kind == "token-classification":
+        if spec.source.kind == "token-classification":
             self._forward = ResponseRewards(self._model)
         else:
-            self._forward = ResponseLogps(self._model, layout="padded" if attn_implementation else None)
+            self._forward = ResponseLogps(self._model, layout="padded" if spec.attn_implementation else None)
             for fallback in self._forward.fallbacks:
                 warn(f"{self.name}: {fallback}")
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        """See `Engine.versions`."""
+        return {"transformers": version("transformers")}
 
     def score(self, pairs: Sequence[PairIds], on_batch: OnBatch) -> list[PairScores]:
         """See `Engine.score`. A batch that does not fit in memory is halved, and a score that is not finite is computed

@@ -11,18 +11,20 @@ from tgdpo.data.tokenization import PairIds
 from tgdpo.errors import ModelError
 from tgdpo.stages.logps import ResponseLogps
 from tgdpo.stages.models import resolve
-from tgdpo.stages.score.engine import TransformersEngine
+from tgdpo.stages.score.engines import EngineSpec
+from tgdpo.stages.score.engines.transformers import TransformersEngine
 
 
 @pytest.fixture
 def engine(models: Models) -> TransformersEngine:
     """A small model with room for all pairs in one batch."""
     return TransformersEngine(
-        resolve(str(models.reference), "--reference"),
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        attn_implementation=None,
-        batch_tokens=10_000,
+        EngineSpec(
+            source=resolve(str(models.reference), "--reference"),
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            batch_tokens=10_000,
+        )
     )
 
 
