@@ -54,7 +54,7 @@ def bare(wrapped: ResponseLogps, pairs: list[PairIds]) -> float:
     for indices in batches(pairs, BATCH_TOKENS, wrapped.layout):
         batch = to_device(wrapped.collate([pairs[i] for i in indices]), CPU)
         hidden = model.get_decoder()(  # type: ignore[operator]
-            input_ids=batch.input_ids, position_ids=batch.position_ids, spans=batch.spans, use_cache=False
+            input_ids=batch.input_ids, position_ids=batch.position_ids, packed_row=batch.packed_row, use_cache=False
         ).last_hidden_state[0][batch.predicting]
         weight = model.get_output_embeddings().weight  # type: ignore[operator]
         for part in hidden.split(512):

@@ -1,10 +1,12 @@
 """Log-probabilities of chosen tokens from hidden states, without [tokens, vocabulary] ever existing at once.
 
-A block's logits are made, reduced to two numbers a row and dropped; the backward pass makes them again. Saved for it:
-hidden states, targets and one float32 a row. Gradients of the weight are summed in float32.
+Forward goes over blocks of rows: a block's logits are made, reduced to one number a row and dropped. Backward makes
+them again over blocks of the vocabulary, so that each row of the weight's gradient is one product over all tokens:
+nothing of the weight's size is summed up in float32 beside the gradient itself. Saved for it are hidden states, targets
+and one float32 a row.
 
-Two sizes matter. A block is one matrix product: large enough that summing over blocks costs little beside it. On a CPU
-a slice of it is the float32 copy that the element-wise work goes over several times: small enough for the cache.
+Two sizes matter. A block is one matrix product, large enough to run at full speed. On a CPU the element-wise work goes
+over slices of it, float32 inside: small enough for the cache.
 
 Legend: R response tokens, D hidden size, V vocabulary.
 """
@@ -14,12 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-LOGITS_PER_BLOCK = 2**27
-"""Elements of a block's logits on an accelerator: 0.5 GiB in float32."""
-ROWS_PER_CPU_BLOCK = 256
-"""Rows of a block on a CPU in float32; twice as many in half precision, whose weight gradients cost more to sum."""
-LOGITS_PER_CPU_SLICE = 2**20
-"""4 MiB in float32."""
+BLOCK_BYTES = 2**28
+"""A block's logits on an accelerator. Half-precision ones have a float32 copy beside them."""
+CPU_BLOCK_BYTES = 2**25
+CPU_SLICE_BYTES = 2**21
+"""A slice's logits in float32."""
 
 
 class LogitTransform(NamedTuple):
@@ -65,13 +66,15 @@ class _TargetLogps(torch.autograd.Function):
         logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         normalisers = torch.empty_like(logps)
         cast_hidden, cast_weight = hidden.to(dtype), weight.to(dtype)
-        for block in _blocks(cast_hidden, len(weight)):
+        for block in _even_slices(len(hidden), rows_per_block(hidden, len(weight))):
             logits_of_block = cast_hidden[block] @ cast_weight.T
             for part in _slices(logits_of_block):
                 rows = slice(block.start + part.start, block.start + part.stop)
-                logits = transform(logits_of_block[part].float())
-                normalisers[rows] = logits.logsumexp(-1)
-                logps[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1) - normalisers[rows]
+                logits, columns = transform(logits_of_block[part].float()), targets[rows, None]
+                target_logits = logits.gather(1, columns).squeeze(1)
+                # One kernel, where logsumexp is several passes over memory.
+                logps[rows] = logits.log_softmax(1).gather(1, columns).squeeze(1)
+                normalisers[rows] = target_logits - logps[rows]
         ctx.save_for_backward(hidden, weight, targets, normalisers)
         ctx.transform, ctx.dtype = transform, dtype
         return logps
@@ -79,56 +82,50 @@ class _TargetLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         hidden, weight, targets, normalisers = ctx.saved_tensors
-        (grad_logps,) = grad_outputs
+        # d logp / d logits = onehot - softmax. Each row's factor goes to the hidden states, with the sign turned round.
+        factors = -grad_outputs[0][:, None]
         cast_hidden, cast_weight = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-        grad_hidden = torch.empty_like(cast_hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for block in _blocks(cast_hidden, len(weight)):
-            grad_of_block = cast_hidden[block] @ cast_weight.T
-            for part in _slices(grad_of_block):
-                rows = slice(block.start + part.start, block.start + part.stop)
-                grad = grad_logps[rows, None]
-                logits = ctx.transform(grad_of_block[part].float())
-                # d logp / d logits = onehot - softmax
+        grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        scaled_hidden = (hidden * factors).to(ctx.dtype)
+        for block in _even_slices(len(weight), rows_per_block(weight, len(hidden))):
+            weight_of_block = cast_weight[block]
+            grad_of_block = cast_hidden @ weight_of_block.T
+            for rows in _slices(grad_of_block):
+                logits = ctx.transform(grad_of_block[rows].float())
                 probabilities = (logits - normalisers[rows, None]).exp_()
-                d_logits = probabilities.mul_(-grad).scatter_add_(1, targets[rows, None], grad)
-                grad_of_block[part] = ctx.transform.backward_(d_logits, logits).to(ctx.dtype)
+                columns = targets[rows, None] - block.start
+                is_here = (columns >= 0) & (columns < len(weight_of_block))
+                columns = columns.clamp(0, len(weight_of_block) - 1)
+                probabilities.scatter_add_(1, columns, -is_here.float())
+                grad_of_block[rows] = ctx.transform.backward_(probabilities, logits)
             if grad_hidden is not None:
-                grad_hidden[block] = grad_of_block @ cast_weight
+                _add_product_(grad_hidden, grad_of_block, weight_of_block)
             if grad_weight is not None:
-                _add_product_(grad_weight, grad_of_block, cast_hidden[block])
-        return (
-            None if grad_hidden is None else grad_hidden.to(hidden.dtype),
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None,
-            None,
-            None,
-        )
+                grad_weight[block] = grad_of_block.T @ scaled_hidden
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.mul_(factors).to(hidden.dtype)
+        return grad_hidden, grad_weight, None, None, None
 
 
-def _add_product_(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
-    """total += grad.T @ hidden, summed in float32."""
-    if grad.dtype == torch.float32:
-        total.addmm_(grad.T, hidden)
+def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, summed in float32."""
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
     else:
-        total.add_(grad.T @ hidden)
+        total.add_(left @ right)
 
 
-def rows_per_block(hidden: Tensor, vocabulary: int) -> int:
-    """Rows whose logits may exist at once."""
-    if hidden.device.type == "cpu":
-        return ROWS_PER_CPU_BLOCK * 4 // hidden.element_size()
-    return max(1, LOGITS_PER_BLOCK // vocabulary)
-
-
-def _blocks(hidden: Tensor, vocabulary: int) -> list[slice]:
-    return _even_slices(len(hidden), rows_per_block(hidden, vocabulary))
+def rows_per_block(matrix: Tensor, columns: int) -> int:
+    """Rows of `matrix` whose products with `columns` vectors may exist at once."""
+    at_once = CPU_BLOCK_BYTES if matrix.device.type == "cpu" else BLOCK_BYTES
+    return max(1, at_once // (columns * matrix.element_size()))
 
 
 def _slices(logits: Tensor) -> list[slice]:
     if logits.device.type != "cpu":
         return [slice(0, len(logits))]
-    return _even_slices(len(logits), max(1, LOGITS_PER_CPU_SLICE // logits.shape[1]))
+    return _even_slices(len(logits), max(1, CPU_SLICE_BYTES // (4 * logits.shape[1])))
 
 
 def _even_slices(rows: int, at_most: int) -> list[slice]:

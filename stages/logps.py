@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..data.packing import Batch, Layout, Span, collate
+from ..data.packing import Batch, Layout, collate
 from ..data.tokenization import PairIds
-from .attention import SHARED_PROMPT, UnsupportedAttentionError, attention_calls
+from .attention import SHARED_PROMPT, SHARED_PROMPT_FLEX, PackedRow, UnsupportedAttentionError, attention_calls
+from .console import warn
 from .head import LogitTransform, rows_per_block, target_logps
 
 
@@ -31,7 +32,7 @@ class DeviceBatch(NamedTuple):
     """[N, T]"""
     attention_mask: Tensor | None
     """[N, T]"""
-    spans: tuple[Span, ...] | None
+    packed_row: PackedRow | None
     places: Tensor
     """[R]"""
     predicting: Tensor
@@ -48,7 +49,8 @@ def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
     ids, positions, places, predicting = map(
         moved, (batch.input_ids, batch.position_ids, batch.places, batch.predicting)
     )
-    return DeviceBatch(ids, positions, mask, batch.spans, places, predicting)
+    row = None if batch.spans is None else PackedRow(batch.spans, positions)
+    return DeviceBatch(ids, positions, mask, row, places, predicting)
 
 
 class ResponseLogps(nn.Module):
@@ -88,10 +90,10 @@ class ResponseLogps(nn.Module):
         """Returns log pi(y_t | x, y_<t), float32 [R], in nats, in the order of `batch.places`."""
         targets_R = batch.input_ids.flatten()[batch.places]
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-        if batch.spans is None:
+        if batch.packed_row is None:
             inputs |= {"attention_mask": batch.attention_mask}
         else:
-            inputs |= {"position_ids": batch.position_ids, "spans": batch.spans}
+            inputs |= {"position_ids": batch.position_ids, "packed_row": batch.packed_row}
         if not self.runs_head_apart:
             logits_NTV = self.model(**inputs).logits
             return _target_logps(logits_NTV.flatten(0, 1)[batch.predicting], targets_R)
@@ -192,7 +194,6 @@ _PROBE_PAIRS = [
 ]
 
 
-@torch.no_grad()
 def _switch_to_packed(wrapped: ResponseLogps) -> bool:
     """Gives the model packed attention and keeps it if every layer uses it and the padded layout's scores come out."""
     causal_lm = _unwrap(wrapped.model)
@@ -201,20 +202,41 @@ def _switch_to_packed(wrapped: ResponseLogps) -> bool:
     was_training = wrapped.model.training
     wrapped.model.eval()
     try:
-        expected = wrapped(to_device(collate(_PROBE_PAIRS, 0, "padded"), device))
-        causal_lm.set_attn_implementation(SHARED_PROMPT)
-        with attention_calls() as calls:
-            found = wrapped(to_device(collate(_PROBE_PAIRS, 0, "packed"), device))
-        if _all_layers_took_part(causal_lm.config.get_text_config(), calls) and _close(
-            found, expected, _packing_tolerance(causal_lm)
-        ):
-            return True
-    except (UnsupportedAttentionError, TypeError, ValueError):
-        pass  # a layer that needs more, a model without the attention interface or without position_ids
+        expected = _probe(wrapped, "padded")
+        for attention in (SHARED_PROMPT_FLEX, SHARED_PROMPT) if device.type == "cuda" else (SHARED_PROMPT,):
+            causal_lm.set_attn_implementation(attention)
+            try:
+                with attention_calls() as calls:
+                    found = _probe(wrapped, "packed")
+            except Exception as error:
+                if attention == SHARED_PROMPT_FLEX:  # whatever a compiler may raise; the next one needs none
+                    first_line = str(error).strip().split("\n", 1)[0]
+                    warn(f"FlexAttention does not run here ({first_line}): pairs go through attention one by one")
+                elif not isinstance(error, (UnsupportedAttentionError, TypeError, ValueError)):
+                    raise  # else a layer that needs more, a model without the attention interface or position_ids
+                continue
+            if _all_layers_took_part(causal_lm.config.get_text_config(), calls) and all(
+                _close(*pair, _packing_tolerance(causal_lm)) for pair in zip(found, expected, strict=True)
+            ):
+                return True
     finally:
         wrapped.model.train(was_training)
     causal_lm.set_attn_implementation(before)
     return False
+
+
+def _probe(wrapped: ResponseLogps, layout: Layout) -> list[Tensor]:
+    """Scores of the probe pairs, and where the model is trained, a gradient that went back through its layers."""
+    trained = [parameter for parameter in wrapped.model.parameters() if parameter.requires_grad]
+    device = next(wrapped.model.parameters()).device
+    with torch.set_grad_enabled(bool(trained)):
+        logps = wrapped(to_device(collate(_PROBE_PAIRS, 0, layout), device))
+        if not trained:
+            return [logps]
+        # The first of the smallest: the norm before the first layer's attention, as a rule.
+        smallest = min(trained, key=lambda parameter: parameter.numel())
+        (gradient,) = torch.autograd.grad(logps.mean(), smallest, allow_unused=True)
+    return [logps.detach()] + ([] if gradient is None else [gradient])
 
 
 def _all_layers_took_part(config: Any, windows: list[bool]) -> bool:

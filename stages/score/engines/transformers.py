@@ -35,6 +35,7 @@ class TransformersEngine:
         )
         if spec.adapter:
             self._model = add_adapter(self._model, spec.adapter)
+        self._model.requires_grad_(False)
         self._has_adapter = spec.adapter is not None
         self._forward: ResponseLogps | ResponseRewards
         if spec.source.kind == "token-classification":

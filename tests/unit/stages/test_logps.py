@@ -136,8 +136,8 @@ def test_padded_pairs_score_as_one_sequence_at_a_time(pairs: list[PairIds]) -> N
 @pytest.mark.parametrize("rows", [1, 7, 10_000])
 def test_gradients(config: Any, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through blocks and slices of any size, for every parameter."""
-    monkeypatch.setattr(head, "ROWS_PER_CPU_BLOCK", rows)
-    monkeypatch.setattr(head, "LOGITS_PER_CPU_SLICE", 2 * VOCABULARY)
+    monkeypatch.setattr(head, "CPU_BLOCK_BYTES", 4 * rows * VOCABULARY)
+    monkeypatch.setattr(head, "CPU_SLICE_BYTES", 4 * 2 * VOCABULARY)
     rng = np.random.default_rng(0)
     pairs = [PairIds(*(rng.integers(0, VOCABULARY, n).astype(np.int32) for n in (5, 7, 3))) for _ in range(3)]
     gradients = []
