@@ -41,7 +41,7 @@ def padded_full(model: torch.nn.Module, pairs: list[PairIds]) -> float:
 def ours(wrapped: ResponseLogps, pairs: list[PairIds]) -> float:
     """What the transformers engine does with a shard."""
     total = 0.0
-    for indices in batches(pairs, BATCH_TOKENS, wrapped.layout):
+    for indices in batches(pairs, lambda: BATCH_TOKENS, wrapped.layout):
         total += float(wrapped(to_device(wrapped.collate([pairs[i] for i in indices]), CPU)).sum())
     return total
 
@@ -51,7 +51,7 @@ def bare(wrapped: ResponseLogps, pairs: list[PairIds]) -> float:
     """Body and head product alone, on the same rows; its value means nothing."""
     model = wrapped.model
     total = 0.0
-    for indices in batches(pairs, BATCH_TOKENS, wrapped.layout):
+    for indices in batches(pairs, lambda: BATCH_TOKENS, wrapped.layout):
         batch = to_device(wrapped.collate([pairs[i] for i in indices]), CPU)
         hidden = model.get_decoder()(  # type: ignore[operator]
             input_ids=batch.input_ids, position_ids=batch.position_ids, packed_row=batch.packed_row, use_cache=False

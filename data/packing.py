@@ -7,7 +7,7 @@ pair, prompt + chosen and prompt + rejected, for models whose layers cannot run 
 Legend: N rows, T tokens of a row, R response tokens of all pairs together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -118,10 +118,13 @@ def _padded(pairs: Sequence[PairIds], pad_id: int) -> Batch:
     )
 
 
-def batches(pairs: Sequence[PairIds], batch_tokens: int, layout: Layout) -> Iterator[list[int]]:
-    """Groups pairs, longest first, so that a batch's row or rows stay within `batch_tokens`, padding included.
+def batches(pairs: Sequence[PairIds], limit: Callable[[], int], layout: Layout) -> Iterator[list[int]]:
+    """Groups pairs, longest first, so that a batch's row or rows stay within a budget of tokens, padding included.
 
     A pair that is longer than the budget makes a batch of its own.
+
+    Args:
+        limit: the budget, asked for when a batch begins.
 
     Yields:
         indices into `pairs`; each index once.
@@ -129,13 +132,13 @@ def batches(pairs: Sequence[PairIds], batch_tokens: int, layout: Layout) -> Iter
     size = _packed_tokens if layout == "packed" else _padded_tokens
     sizes = [size(pair) for pair in pairs]
     batch: list[int] = []
-    tokens = 0
+    tokens, budget = 0, limit()
     for i in sorted(range(len(pairs)), key=lambda i: (-sizes[i], i)):
         # Padded rows are as wide as the batch's first pair, the longest.
         more = sizes[i] if layout == "packed" or not batch else sizes[batch[0]]
-        if batch and tokens + more > batch_tokens:
+        if batch and tokens + more > budget:
             yield batch
-            batch, tokens, more = [], 0, sizes[i]
+            batch, tokens, more, budget = [], 0, sizes[i], limit()
         batch.append(i)
         tokens += more
     if batch:

@@ -57,7 +57,7 @@ class ScoreConfig(Settings):
     """Folder of the reward cache. The same command goes on where it stopped."""
     engine: Literal["transformers"] = option(RUN, "transformers")
     """What runs the models."""
-    batch_tokens: int = option(RUN, 8192, gt=0)
-    """Tokens of one forward pass, padding included."""
+    batch_tokens: int | None = option(RUN, None, gt=0)
+    """Tokens of one forward pass, padding included. Default: 8192, on CUDA more as long as memory lasts."""
     pairs_per_shard: int = option(RUN, 8192, gt=0)
     """Source rows behind one shard."""

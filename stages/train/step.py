@@ -66,7 +66,7 @@ class StepRunner:
         self._forward.train()
 
     def _passes(self, pairs: Sequence[ScoredPair]) -> list[list[ScoredPair]]:
-        grouped = batches([pair.ids for pair in pairs], self._batch_tokens, self._layout)
+        grouped = batches([pair.ids for pair in pairs], lambda: self._batch_tokens, self._layout)
         return [[pairs[i] for i in indices] for indices in grouped]
 
     def _losses(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> Tensor:

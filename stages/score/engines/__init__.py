@@ -42,8 +42,8 @@ class EngineSpec:
     dtype: torch.dtype
     device: torch.device
     attn_implementation: str | None = None
-    batch_tokens: int
-    """Tokens of one forward pass, padding included."""
+    batch_tokens: int | None = None
+    """Tokens of one forward pass, padding included; None leaves it to the engine."""
 
     @property
     def name(self) -> str:

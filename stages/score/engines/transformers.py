@@ -13,6 +13,7 @@ from torch import nn
 from ....data.packing import batches
 from ....data.tokenization import PairIds
 from ....errors import ModelError
+from ...budget import token_budget
 from ...console import warn
 from ...logps import ResponseLogps, ResponseRewards, to_device
 from ...models import add_adapter, load_model
@@ -28,7 +29,7 @@ class TransformersEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self.name = spec.name
         self.device = spec.device
-        self.batch_tokens = spec.batch_tokens
+        self._budget = token_budget(spec.batch_tokens, spec.device)
         self.adapter_on = True
         self._model: Any = load_model(
             spec.source, dtype=spec.dtype, device=spec.device, attn_implementation=spec.attn_implementation
@@ -58,7 +59,7 @@ class TransformersEngine:
             ModelError: a single pair does not fit in the device's memory.
         """
         results: dict[int, PairScores] = {}
-        for indices in batches(pairs, self.batch_tokens, self._forward.layout):
+        for indices in batches(pairs, self._budget.limit, self._forward.layout):
             batch = [pairs[i] for i in indices]
             results.update(zip(indices, self._score_batch(batch), strict=True))
             on_batch(len(batch), sum(pair.tokens for pair in batch))
@@ -73,7 +74,7 @@ class TransformersEngine:
     def _score_batch(self, pairs: Sequence[PairIds]) -> list[PairScores]:
         batch = self._forward.collate(pairs)
         try:
-            with self._adapter_state():
+            with self._budget.spent(batch.input_ids.size), self._adapter_state():
                 flat = self._forward(to_device(batch, self.device)).cpu().numpy()
         except torch.OutOfMemoryError as error:
             if len(pairs) == 1:

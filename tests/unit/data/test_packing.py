@@ -18,7 +18,7 @@ layouts = st.sampled_from(["packed", "padded"])
 
 @given(pair_lists, st.integers(1, 400), layouts)
 def test_batches_hold_every_pair_once_within_the_budget(pairs: list[PairIds], budget: int, layout: Layout) -> None:
-    groups = list(batches(pairs, budget, layout))
+    groups = list(batches(pairs, lambda: budget, layout))
     assert sorted(index for group in groups for index in group) == list(range(len(pairs)))
     sizes = [collate([pairs[index] for index in group], 0, layout).input_ids.size for group in groups]
     assert all(size <= budget or len(group) == 1 for size, group in zip(sizes, groups, strict=True))

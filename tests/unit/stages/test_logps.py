@@ -10,10 +10,12 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import flex_attention as torch_flex
 
 from tgdpo.data.packing import Layout
 from tgdpo.data.tokenization import PairIds
-from tgdpo.stages import head
+from tgdpo.stages import flex, head, logps
+from tgdpo.stages.attention import SHARED_PROMPT, SHARED_PROMPT_FLEX
 from tgdpo.stages.logps import ResponseLogps, to_device
 
 VOCABULARY = 61
@@ -118,6 +120,34 @@ def test_layers_that_cannot_run_a_packed_row_are_found_out(config: Any) -> None:
     with torch.no_grad():
         found = wrapped(to_device(wrapped.collate(pairs), torch.device("cpu")))
         torch.testing.assert_close(found, naive(make(config), pairs), atol=1e-5, rtol=0)
+
+
+@pytest.fixture
+def cuda_attentions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA tries first, without its compiler."""
+    monkeypatch.setattr(logps, "_attentions", lambda _: [SHARED_PROMPT_FLEX, SHARED_PROMPT])
+    monkeypatch.setattr(flex, "_compiled", lambda: torch_flex.flex_attention)
+
+
+@pytest.mark.usefixtures("cuda_attentions")
+@pytest.mark.parametrize("config", PACKED_CONFIGS, ids=shown)
+def test_flex_attention_scores_as_one_sequence_at_a_time(config: Any) -> None:
+    wrapped = ResponseLogps(make(config).requires_grad_(False))
+    assert wrapped.model.config._attn_implementation == SHARED_PROMPT_FLEX
+    rng = np.random.default_rng(0)
+    pairs = [PairIds(*(rng.integers(0, VOCABULARY, n).astype(np.int32) for n in (5, 9, 3))) for _ in range(3)]
+    with torch.no_grad():
+        found = wrapped(to_device(wrapped.collate(pairs), torch.device("cpu")))
+        torch.testing.assert_close(found, naive(make(config), pairs), atol=1e-5, rtol=0)
+
+
+@pytest.mark.usefixtures("cuda_attentions")
+def test_without_a_backward_flex_attention_is_not_trained_with(capsys: pytest.CaptureFixture[str]) -> None:
+    """It has none on a CPU."""
+    wrapped = ResponseLogps(llama())
+    assert wrapped.layout == "packed"
+    assert wrapped.model.config._attn_implementation == SHARED_PROMPT
+    assert "FlexAttention does not run here" in capsys.readouterr().err
 
 
 def test_padded_rows_that_were_asked_for_are_no_fallback() -> None:
