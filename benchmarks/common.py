@@ -25,14 +25,20 @@ MODELS: dict[str, dict[str, Any]] = {
               "vocab_size": 32_000, "tie_word_embeddings": False},
     "M-128k": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8,
                "vocab_size": 128_256, "tie_word_embeddings": True},
+    "Llama-3-1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+                   "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True},
+    "Llama-3-8B": {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32,
+                   "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": False},
 }  # fmt: skip
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def make_model(name: str, dtype: str, seed: int = 0) -> Any:
-    """A randomly initialised Llama."""
+    """A randomly initialised Llama on `DEVICE`."""
     torch.manual_seed(seed)
-    config = transformers.LlamaConfig(max_position_embeddings=4096, **MODELS[name])
-    return transformers.LlamaForCausalLM(config).to(getattr(torch, dtype))
+    config = transformers.LlamaConfig(max_position_embeddings=8192, dtype=getattr(torch, dtype), **MODELS[name])
+    with DEVICE:
+        return transformers.AutoModelForCausalLM.from_config(config)
 
 
 def make_pairs(
@@ -57,13 +63,15 @@ def measure(step: Callable[[int], float], steps: int) -> dict[str, float]:
     first, seconds = value, []
     for i in range(1, steps + 1):
         start = time.perf_counter()
-        value = step(i)
+        value = step(i)  # a float, so the device has finished
         seconds.append(time.perf_counter() - start)
     return {"seconds": statistics.median(seconds), "first": first, "last": value, "peak_mb": peak_mb()}
 
 
 def peak_mb() -> float:
-    """Highest resident memory of this process so far."""
+    """Highest memory of this process so far: what PyTorch held on the GPU, else resident memory."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -80,6 +88,7 @@ def in_process(script: str, variant: str, arguments: Sequence[str], threads: int
 
 def machine() -> str:
     """One line on what the figures were measured on."""
+    gpu = f"{torch.cuda.get_device_name()}, " if DEVICE.type == "cuda" else ""
     cpu = "unknown CPU"
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -87,9 +96,8 @@ def machine() -> str:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         cpu = f"{len(names)} x {names[0]}" if names else cpu
-    return (
-        f"{cpu}, torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
-    )
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
+    return f"{gpu}{cpu}, {versions}"
 
 
 def table(rows: list[list[str]]) -> str:

@@ -1,16 +1,23 @@
 """One optimizer step, side by side: `python benchmarks/train_step.py [--models S-32k …] [--dtypes float32 …]`.
 
-Every variant runs in a process of its own on the same pairs: forward, loss, backward and AdamW, one thread. The peers'
-structures are written out here from their published form:
+Every variant runs in a process of its own on the same pairs: forward, loss, backward and AdamW, one thread; on CUDA
+where there is one. The peers' structures are written out here from their published form:
 
-    three-models    the TGDPO authors' structure: policy, reference and guide resident, all run at every step, padded
-                    rows, full float32 logits of all three
-    two-models      plain DPO: policy and reference resident, full float32 logits
+    three-models    the TGDPO authors' structure: policy, reference and guide resident, run one after the other at every
+                    step on padded rows, full float32 logits; the policy's stay until the loss for their logged mean
+    two-models      plain DPO: policy and reference in the same way
     trl-online      TRL's DPOTrainer, reference run at every step
     trl-cached      TRL's DPOTrainer with precomputed reference log-probabilities, the step alone
-    ours            the policy alone from cached scores: packed pairs, shared prompt, head in blocks
-    ours-padded     ours without packing: two padded rows a pair
-    ours-full-head  ours-padded with full logits
+
+Ours is the policy alone from cached scores: packed pairs, shared prompt, head in blocks at response positions. Each
+speed-up switched off in turn:
+
+    ours
+    no-cache            reference and guide run at every step, through the same forward pass
+    no-shared-prompt    packed, but the prompt once for each response
+    no-packing          two padded rows a pair
+    no-response-only    the head at every position, prompts included
+    no-blocks           the logits of all response positions at once
 """
 
 import argparse
@@ -18,29 +25,33 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
 import torch
-from common import MODELS, in_process, machine, make_model, make_pairs, measure, peak_mb, table
+from common import DEVICE, MODELS, in_process, machine, make_model, make_pairs, measure, peak_mb, table
 from torch import Tensor
 
 from tgdpo.data.packing import Batch, collate
 from tgdpo.data.tokenization import PairIds
+from tgdpo.stages.head import LogitTransform, target_logps
 from tgdpo.stages.logps import DeviceBatch, ResponseLogps, to_device
 from tgdpo.stages.train.losses import LossSettings, ResponseTokens, tgdpo
 
-VARIANTS = ["three-models", "two-models", "trl-online", "trl-cached", "ours", "ours-padded", "ours-full-head"]
-CPU = torch.device("cpu")
+PEERS = ["three-models", "two-models", "trl-online", "trl-cached"]
+OURS = ["ours", "no-cache", "no-shared-prompt", "no-packing", "no-response-only", "no-blocks"]
+VARIANTS = PEERS + OURS
 Step = Callable[[int], float]
+NOTHING = np.zeros(0, np.int32)
 
 
 def responses(flat: Tensor, batch: Batch, ref: Tensor, rewards: Tensor) -> tuple[ResponseTokens, ResponseTokens]:
     """Flat per-token values as chosen and rejected [B, L]."""
-    lengths = torch.from_numpy(batch.response_lengths)
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    # A pair whose prompt is not shared stands there as two, each with an empty second response.
+    lengths = torch.from_numpy(batch.response_lengths[batch.response_lengths > 0]).to(flat.device)
+    mask = torch.arange(int(lengths.max()), device=flat.device) < lengths[:, None]
 
     def padded(values: Tensor) -> Tensor:
         result = values.new_zeros(mask.shape)
@@ -51,47 +62,118 @@ def responses(flat: Tensor, batch: Batch, ref: Tensor, rewards: Tensor) -> tuple
     return tuple(ResponseTokens(*(c[side::2] for c in columns), mask[side::2]) for side in (0, 1))  # type: ignore[return-value]
 
 
-def full_logps(model: Any, batch: DeviceBatch) -> Tensor:
-    """Log-probabilities through full float32 logits, as the peers compute them."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits.float()
+def full_logits(model: Any, batch: DeviceBatch) -> Tensor:
+    """Float32 logits [N, T, V]."""
+    logits: Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    return logits.float()
+
+
+def logps_of(logits: Tensor, batch: DeviceBatch) -> Tensor:
+    """A log-softmax over everything, as the peers do it; then the response tokens."""
     per_token = logits[:, :-1].log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)
     rows, columns = batch.places // batch.input_ids.shape[1], batch.places % batch.input_ids.shape[1]
     return per_token[rows, columns - 1]
 
 
-def our_step(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) -> Step:
-    """A step of ours or of the authors' and DPO's structures; cached scores are computed beforehand by the caller."""
+def peer_step(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) -> Step:
+    """A step of the authors' structure or of plain DPO."""
     policy = make_model(name, dtype)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5, fused=True)
-    resident = {"three-models": 2, "two-models": 1}.get(variant, 0)
+    resident = 2 if variant == "three-models" else 1
     frozen = [make_model(name, dtype, seed=i).eval().requires_grad_(False) for i in range(resident)]
-    wrapped = None
-    if variant.startswith("ours") and variant != "ours-full-head":
-        wrapped = ResponseLogps(policy, "padded" if variant == "ours-padded" else None)
-    layout = wrapped.layout if wrapped else "padded"
-    scale = np.random.default_rng(1)
 
     def step(i: int) -> float:
-        batch = collate(steps[i], 0, layout)
-        on_device = to_device(batch, CPU)
-        if frozen:
+        batch = collate(steps[i], 0, "padded")
+        on_device = to_device(batch, DEVICE)
+
+        def loss_of_batch() -> Tensor:
+            policy_logits = full_logits(policy, on_device)
+            flat = logps_of(policy_logits, on_device)
             with torch.no_grad():
-                scores = [full_logps(model, on_device) for model in frozen]
-            ref = scores[0]
-            rewards = scores[-1] - ref
-        else:
-            # What the cache holds for a policy that starts as the reference; its values do not change the cost.
-            ref = torch.from_numpy(scale.normal(-10, 1, len(batch.places)).astype(np.float32))
-            rewards = torch.zeros_like(ref)
-        flat = wrapped(on_device) if wrapped else full_logps(policy, on_device)
-        output = tgdpo(*responses(flat, batch, ref, rewards), LossSettings())
-        loss = output.losses.mean()
+                scores = [logps_of(full_logits(model, on_device), on_device) for model in frozen]
+            sides = responses(flat, batch, scores[0], scores[-1] - scores[0])
+            loss = tgdpo(*sides, LossSettings()).losses.mean()
+            policy_logits.mean().item()
+            return loss
+
+        loss = loss_of_batch()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return loss.item()
 
     return step
+
+
+def our_step(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) -> Step:
+    """A step of ours, or with one speed-up off. What the cache holds is made up: its values do not change the cost."""
+    policy = make_model(name, dtype)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5, fused=True)
+    wrapped = ResponseLogps(policy, "padded" if variant == "no-packing" else None)
+    resident = 2 if variant == "no-cache" else 0
+    frozen = [ResponseLogps(make_model(name, dtype, seed=i).eval().requires_grad_(False)) for i in range(resident)]
+    forward = {"no-response-only": all_positions, "no-blocks": all_logits_at_once}.get(variant, call)
+    made_up = np.random.default_rng(1)
+
+    def step(i: int) -> float:
+        pairs = unshared(steps[i]) if variant == "no-shared-prompt" else steps[i]
+        batch = wrapped.collate(pairs)
+        on_device = to_device(batch, DEVICE)
+        if frozen:
+            with torch.no_grad():
+                ref, guide = (model(on_device) for model in frozen)
+            rewards = guide - ref
+        else:
+            ref = torch.from_numpy(made_up.normal(-10, 1, len(batch.places)).astype(np.float32)).to(DEVICE)
+            rewards = torch.zeros_like(ref)
+        flat = forward(wrapped, on_device)
+        loss = tgdpo(*responses(flat, batch, ref, rewards), LossSettings()).losses.mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def unshared(pairs: Sequence[PairIds]) -> list[PairIds]:
+    """Each response with the prompt to itself."""
+    return [PairIds(pair.prompt, response, NOTHING) for pair in pairs for response in (pair.chosen, pair.rejected)]
+
+
+def call(wrapped: ResponseLogps, batch: DeviceBatch) -> Tensor:
+    """The forward pass as it is."""
+    flat: Tensor = wrapped(batch)
+    return flat
+
+
+def hidden_states(wrapped: ResponseLogps, batch: DeviceBatch) -> tuple[Tensor, Tensor]:
+    """[T, D] of the row, and the head's weight."""
+    model: Any = wrapped.model
+    hidden = model.get_decoder()(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, packed_row=batch.packed_row, use_cache=False
+    ).last_hidden_state
+    return hidden[0], model.get_output_embeddings().weight
+
+
+def all_positions(wrapped: ResponseLogps, batch: DeviceBatch) -> Tensor:
+    """In blocks, prompts included."""
+    hidden, weight = hidden_states(wrapped, batch)
+    tokens = len(hidden)
+    # Every position predicts the next token, but a rejected response's first one is predicted by the prompt's last.
+    apart = batch.places != batch.predicting + 1
+    positions = torch.cat([torch.arange(tokens, device=hidden.device), batch.predicting[apart]])
+    targets = torch.cat([batch.input_ids[0].roll(-1), batch.input_ids[0, batch.places[apart]]])
+    wanted = batch.predicting.clone()
+    wanted[apart] = tokens + torch.arange(int(apart.sum()), device=hidden.device)
+    return target_logps(hidden[positions], weight, targets, LogitTransform())[wanted]
+
+
+def all_logits_at_once(wrapped: ResponseLogps, batch: DeviceBatch) -> Tensor:
+    """The plain formula at response positions."""
+    hidden, weight = hidden_states(wrapped, batch)
+    logits = (hidden[batch.predicting] @ weight.T).float()
+    return logits.log_softmax(-1).gather(-1, batch.input_ids[0, batch.places, None]).squeeze(-1)
 
 
 def measure_trl(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) -> dict[str, float]:
@@ -124,7 +206,7 @@ def measure_trl(variant: str, name: str, dtype: str, steps: list[list[PairIds]])
     with tempfile.TemporaryDirectory() as folder:
         arguments = trl.DPOConfig(
             output_dir=folder, per_device_train_batch_size=len(steps[0]), max_steps=len(steps), max_length=None,
-            bf16=False, gradient_checkpointing=False, use_cpu=True, report_to=[], learning_rate=1e-5,
+            bf16=False, gradient_checkpointing=False, use_cpu=DEVICE.type == "cpu", report_to=[], learning_rate=1e-5,
             lr_scheduler_type="constant", save_strategy="no", logging_strategy="no", disable_tqdm=True,
             precompute_ref_log_probs=variant == "trl-cached",
         )  # fmt: skip
@@ -151,7 +233,8 @@ def run_variant(variant: str, name: str, dtype: str, pairs: int, count: int) -> 
     if variant.startswith("trl"):
         result = measure_trl(variant, name, dtype, steps)
     else:
-        result = measure(our_step(variant, name, dtype, steps), count)
+        make_step = peer_step if variant in PEERS else our_step
+        result = measure(make_step(variant, name, dtype, steps), count)
     tokens = sum(pair.tokens for batch in steps for pair in batch) / len(steps)
     return result | {"peak_mb": result["peak_mb"] - before, "tokens": tokens}
 

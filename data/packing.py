@@ -78,7 +78,7 @@ def _packed(pairs: Sequence[PairIds]) -> Batch:
         places.append(np.arange(span.chosen, span.end))
         # Both first tokens are predicted by the prompt's last.
         before = np.arange(span.chosen - 1, span.end - 1)
-        before[chosen] = span.chosen - 1
+        before[chosen : chosen + 1] = span.chosen - 1
         predicting.append(before)
         lengths += [chosen, rejected]
         spans.append(span)

@@ -111,10 +111,10 @@ def shared_prompt_attention(
     parts = []
     for span in row.spans:
         first, second = slice(span.prompt, span.rejected), slice(span.rejected, span.end)
-        sides = [(first, [first]), (second, [slice(span.prompt, span.chosen), second])]
-        for rows, context in sides:
-            keys, values = (torch.cat([x[:, :, part] for part in context], 2) for x in (key, value))
-            parts.append(_attend(query[:, :, rows], keys, values, row, scaling, sliding_window, softcap))
+        parts.append(_attend(query, key[:, :, first], value[:, :, first], first, row, scaling, sliding_window, softcap))
+        context = [slice(span.prompt, span.chosen), second]
+        keys, values = (torch.cat([x[:, :, part] for part in context], 2) for x in (key, value))
+        parts.append(_attend(query, keys, values, second, row, scaling, sliding_window, softcap))
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
 
 
@@ -158,12 +158,14 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    rows: slice,
     row: PackedRow,
     scaling: float | None,
     window: int | None,
     cap: float | None,
 ) -> Tensor:
-    """The last of the keys' positions as queries, causal; positions count from the pair's first token."""
+    """The last len(rows) of the keys' positions as queries, causal; positions count from the pair's first token."""
+    query = query[:, :, rows]
     queries, keys = query.shape[2], key.shape[2]
     if window is not None and window >= keys:
         window = None

@@ -194,6 +194,7 @@ _PROBE_PAIRS = [
 ]
 
 
+@torch.no_grad()
 def _switch_to_packed(wrapped: ResponseLogps) -> bool:
     """Gives the model packed attention and keeps it if every layer uses it and the padded layout's scores come out."""
     causal_lm = _unwrap(wrapped.model)
@@ -234,13 +235,21 @@ def _probe(wrapped: ResponseLogps, layout: Layout) -> list[Tensor]:
     """Scores of the probe pairs, and where the model is trained, a gradient that went back through its layers."""
     trained = [parameter for parameter in wrapped.model.parameters() if parameter.requires_grad]
     device = next(wrapped.model.parameters()).device
-    with torch.set_grad_enabled(bool(trained)):
-        logps = wrapped(to_device(collate(_PROBE_PAIRS, 0, layout), device))
-        if not trained:
-            return [logps]
-        # The first of the smallest: the norm before the first layer's attention, as a rule.
-        smallest = min(trained, key=lambda parameter: parameter.numel())
-        (gradient,) = torch.autograd.grad(logps.mean(), smallest, allow_unused=True)
+    batch = to_device(collate(_PROBE_PAIRS, 0, layout), device)
+    if not trained:
+        return [wrapped(batch)]
+    # The first of the smallest: the norm before the first layer's attention, as a rule. It alone: the gradient of a
+    # large matrix would take as much memory as the matrix.
+    smallest = min(trained, key=lambda parameter: parameter.numel())
+    for parameter in trained:
+        parameter.requires_grad_(parameter is smallest)
+    try:
+        with torch.enable_grad():
+            logps = wrapped(batch)
+            (gradient,) = torch.autograd.grad(logps.mean(), smallest, allow_unused=True)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return [logps.detach()] + ([] if gradient is None else [gradient])
 
 
