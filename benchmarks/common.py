@@ -19,6 +19,8 @@ import transformers
 from tgdpo.data.tokenization import PairIds
 
 MODELS: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "vocab_size": 320, "tie_word_embeddings": False},
     "S-32k": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
               "vocab_size": 32_000, "tie_word_embeddings": False},
     "M-32k": {"hidden_size": 640, "intermediate_size": 1760, "num_hidden_layers": 12, "num_attention_heads": 10,

@@ -13,7 +13,7 @@ import argparse
 import json
 
 import torch
-from common import MODELS, in_process, machine, make_model, make_pairs, measure, peak_mb, table
+from common import DEVICE, MODELS, in_process, machine, make_model, make_pairs, measure, peak_mb, table
 
 from tgdpo.data.packing import batches, collate
 from tgdpo.data.tokenization import PairIds
@@ -21,7 +21,6 @@ from tgdpo.stages.logps import ResponseLogps, to_device
 
 VARIANTS = ["padded-full", "ours", "ours-padded", "bare"]
 BATCH_TOKENS = 4096
-CPU = torch.device("cpu")
 
 
 @torch.inference_mode()
@@ -29,7 +28,7 @@ def padded_full(model: torch.nn.Module, pairs: list[PairIds]) -> float:
     """Rows of plain sequences, 16 at a time, as a simple script would do it."""
     total = 0.0
     for start in range(0, len(pairs), 8):
-        batch = to_device(collate(pairs[start : start + 8], 0, "padded"), CPU)
+        batch = to_device(collate(pairs[start : start + 8], 0, "padded"), DEVICE)
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         logps = logits[:, :-1].float().log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)
         width = batch.input_ids.shape[1]
@@ -42,7 +41,7 @@ def ours(wrapped: ResponseLogps, pairs: list[PairIds]) -> float:
     """What the transformers engine does with a shard."""
     total = 0.0
     for indices in batches(pairs, lambda: BATCH_TOKENS, wrapped.layout):
-        total += float(wrapped(to_device(wrapped.collate([pairs[i] for i in indices]), CPU)).sum())
+        total += float(wrapped(to_device(wrapped.collate([pairs[i] for i in indices]), DEVICE)).sum())
     return total
 
 
@@ -52,7 +51,7 @@ def bare(wrapped: ResponseLogps, pairs: list[PairIds]) -> float:
     model = wrapped.model
     total = 0.0
     for indices in batches(pairs, lambda: BATCH_TOKENS, wrapped.layout):
-        batch = to_device(wrapped.collate([pairs[i] for i in indices]), CPU)
+        batch = to_device(wrapped.collate([pairs[i] for i in indices]), DEVICE)
         hidden = model.get_decoder()(  # type: ignore[operator]
             input_ids=batch.input_ids, position_ids=batch.position_ids, packed_row=batch.packed_row, use_cache=False
         ).last_hidden_state[0][batch.predicting]
@@ -67,7 +66,7 @@ def run_variant(variant: str, name: str, dtype: str, prompt: int, count: int, re
     spread = (prompt - prompt // 4, prompt + prompt // 4)
     pairs = make_pairs(count, MODELS[name]["vocab_size"], prompt=spread, response=(50, 250))
     before = peak_mb()
-    model = make_model(name, dtype).eval()
+    model = make_model(name, dtype).eval().requires_grad_(False)
     if variant == "padded-full":
         result = measure(lambda _: padded_full(model, pairs), repeats)
     else:

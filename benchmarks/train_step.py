@@ -18,6 +18,11 @@ speed-up switched off in turn:
     no-packing          two padded rows a pair
     no-response-only    the head at every position, prompts included
     no-blocks           the logits of all response positions at once
+
+And, not in the tables by themselves:
+
+    no-flex             on CUDA, packed attention pair by pair instead of in one FlexAttention kernel
+    float32-master      ours with float32 weights, bfloat16 autocast and gradient checkpointing
 """
 
 import argparse
@@ -36,13 +41,14 @@ from torch import Tensor
 
 from tgdpo.data.packing import Batch, collate
 from tgdpo.data.tokenization import PairIds
+from tgdpo.stages.attention import SHARED_PROMPT
 from tgdpo.stages.head import LogitTransform, target_logps
 from tgdpo.stages.logps import DeviceBatch, ResponseLogps, to_device
 from tgdpo.stages.train.losses import LossSettings, ResponseTokens, tgdpo
 
 PEERS = ["three-models", "two-models", "trl-online", "trl-cached"]
 OURS = ["ours", "no-cache", "no-shared-prompt", "no-packing", "no-response-only", "no-blocks"]
-VARIANTS = PEERS + OURS
+VARIANTS = PEERS + OURS + ["no-flex", "float32-master"]
 Step = Callable[[int], float]
 NOTHING = np.zeros(0, np.int32)
 
@@ -107,9 +113,16 @@ def peer_step(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) -
 
 def our_step(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) -> Step:
     """A step of ours, or with one speed-up off. What the cache holds is made up: its values do not change the cost."""
-    policy = make_model(name, dtype)
+    is_master = variant == "float32-master"
+    policy = make_model(name, "float32" if is_master else dtype)
+    if is_master:
+        policy.train().gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5, fused=True)
-    wrapped = ResponseLogps(policy, "padded" if variant == "no-packing" else None)
+    autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=is_master)
+    with autocast:
+        wrapped = ResponseLogps(policy, "padded" if variant == "no-packing" else None)
+    if variant == "no-flex" and DEVICE.type == "cuda":
+        policy.set_attn_implementation(SHARED_PROMPT)
     resident = 2 if variant == "no-cache" else 0
     frozen = [ResponseLogps(make_model(name, dtype, seed=i).eval().requires_grad_(False)) for i in range(resident)]
     forward = {"no-response-only": all_positions, "no-blocks": all_logits_at_once}.get(variant, call)
@@ -126,7 +139,8 @@ def our_step(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) ->
         else:
             ref = torch.from_numpy(made_up.normal(-10, 1, len(batch.places)).astype(np.float32)).to(DEVICE)
             rewards = torch.zeros_like(ref)
-        flat = forward(wrapped, on_device)
+        with autocast:
+            flat = forward(wrapped, on_device)
         loss = tgdpo(*responses(flat, batch, ref, rewards), LossSettings()).losses.mean()
         loss.backward()
         optimizer.step()
@@ -225,50 +239,75 @@ def measure_trl(variant: str, name: str, dtype: str, steps: list[list[PairIds]])
     return {"seconds": statistics.median(clock.seconds[1:]), "peak_mb": peak_mb()}
 
 
-def run_variant(variant: str, name: str, dtype: str, pairs: int, count: int) -> dict[str, float]:
-    """One variant in this process."""
-    made = make_pairs((count + 1) * pairs, MODELS[name]["vocab_size"], prompt=(60, 140), response=(50, 250))
+Result = dict[str, float]
+
+
+def run_variant(options: argparse.Namespace) -> Result:
+    """One variant in this process; an empty result where it does not fit into memory."""
+    variant, name, dtype = options.variant, options.models[0], options.dtypes[0]
+    pairs, count = options.pairs, options.steps
+    lengths = {"prompt": tuple(options.prompt), "response": tuple(options.response)}
+    made = make_pairs((count + 1) * pairs, MODELS[name]["vocab_size"], **lengths)
     steps = [made[i * pairs : (i + 1) * pairs] for i in range(count + 1)]
     before = peak_mb()
-    if variant.startswith("trl"):
-        result = measure_trl(variant, name, dtype, steps)
-    else:
-        make_step = peer_step if variant in PEERS else our_step
-        result = measure(make_step(variant, name, dtype, steps), count)
+    try:
+        if variant.startswith("trl"):
+            result = measure_trl(variant, name, dtype, steps)
+        else:
+            make_step = peer_step if variant in PEERS else our_step
+            result = measure(make_step(variant, name, dtype, steps), count)
+    except torch.OutOfMemoryError:
+        return {}
     tokens = sum(pair.tokens for batch in steps for pair in batch) / len(steps)
     return result | {"peak_mb": result["peak_mb"] - before, "tokens": tokens}
 
 
-def main() -> None:
-    """Prints one table per model and dtype."""
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["S-32k"], choices=MODELS)
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
-    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
+    parser.add_argument("--variants", nargs="+", default=PEERS + OURS, choices=VARIANTS)
     parser.add_argument("--pairs", type=int, default=4, help="pairs per step")
+    parser.add_argument("--prompt", type=int, nargs=2, default=[60, 140], metavar=("LOW", "HIGH"), help="tokens")
+    parser.add_argument("--response", type=int, nargs=2, default=[50, 250], metavar=("LOW", "HIGH"), help="tokens")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one to warm up")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Prints one table per model and dtype."""
+    options = arguments().parse_args()
     if options.variant:
-        result = run_variant(options.variant, options.models[0], options.dtypes[0], options.pairs, options.steps)
-        print(json.dumps(result))
+        print(json.dumps(run_variant(options)))
         return
     print(machine(), f"{options.threads} thread(s), medians of {options.steps} steps", sep=", ")
     for model in options.models:
         for dtype in options.dtypes:
             print(f"\n{model} {dtype}, {options.pairs} pairs a step\n")
-            print(compare(model, dtype, options))
+            print(table(as_rows(results_of(model, dtype, options))))
 
 
-def compare(model: str, dtype: str, options: argparse.Namespace) -> str:
-    """The table of one model: a row per variant, relative to the first."""
+def results_of(model: str, dtype: str, options: argparse.Namespace) -> dict[str, Result]:
+    """Every variant, each in a process of its own."""
+    given: list[object] = ["--models", model, "--dtypes", dtype, "--pairs", options.pairs, "--steps", options.steps]
+    given += ["--prompt", *options.prompt, "--response", *options.response]
+    return {
+        variant: in_process(__file__, variant, [str(argument) for argument in given], options.threads)
+        for variant in options.variants
+    }
+
+
+def as_rows(results: dict[str, Result]) -> list[list[str]]:
+    """A row per variant, relative to the first one that fits."""
     rows = [["variant", "s a step", "tokens/s", "times as fast", "peak MB", "of the first's peak"]]
-    first: dict[str, Any] = {}
-    for variant in options.variants:
-        arguments = ["--models", model, "--dtypes", dtype, "--pairs", options.pairs, "--steps", options.steps]
-        result = in_process(__file__, variant, [str(argument) for argument in arguments], options.threads)
-        first = first or result
+    first = next((result for result in results.values() if result), {})
+    for variant, result in results.items():
+        if not result:
+            rows.append([variant, "does not fit", "", "", "", ""])
+            continue
         rows.append(
             [
                 variant,
@@ -279,7 +318,7 @@ def compare(model: str, dtype: str, options: argparse.Namespace) -> str:
                 f"{result['peak_mb'] / first['peak_mb']:.2f}",
             ]
         )
-    return table(rows)
+    return rows
 
 
 if __name__ == "__main__":

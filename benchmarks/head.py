@@ -1,0 +1,123 @@
+"""The head, side by side: `python benchmarks/head.py [--models S-32k …] [--dtypes bfloat16 …]`.
+
+Per-token log-probabilities from hidden states and their gradients, forward and backward, each in a process of its own:
+
+    ours            stages/head.py
+    full-logits     the plain formula on all rows at once, float32
+    torch           torch.nn.functional.linear_cross_entropy(reduction="none")
+    cce             cut-cross-entropy, gradients unfiltered: its compiled form on a CPU, its Triton kernels on CUDA
+    liger           liger-kernel's fused linear cross-entropy, on CUDA
+
+The last two are skipped where their packages are not installed (`pip install cut-cross-entropy liger-kernel`; both
+import Triton). Errors are those of the log-probabilities, in nats, against float64 on the same inputs.
+"""
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from common import DEVICE, MODELS, in_process, machine, measure, peak_mb, table
+from torch import Tensor
+
+from tgdpo.stages.head import LogitTransform, target_logps
+
+Head = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def full_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Logits as the model makes them, then float32."""
+    return (hidden @ weight.T).float().log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+
+
+def cut_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Of apple/ml-cross-entropy."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    impl = "cce" if DEVICE.type == "cuda" else "torch_compile"
+    return -linear_cross_entropy(hidden, weight, targets, reduction="none", filter_eps=None, impl=impl).float()
+
+
+def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Of linkedin/Liger-Kernel."""
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return -liger_fused_linear_cross_entropy(hidden, weight, targets, reduction="none").float()
+
+
+HEADS: dict[str, Head] = {
+    "ours": lambda hidden, weight, targets: target_logps(hidden, weight, targets, LogitTransform()),
+    "full-logits": full_logits,
+    "torch": lambda *inputs: -F.linear_cross_entropy(*inputs, reduction="none").float(),
+    "cce": cut_cross_entropy,
+    "liger": liger,
+}
+NEEDS = {"cce": "cut_cross_entropy", "liger": "liger_kernel"}
+
+
+def run_variant(variant: str, name: str, dtype: str, tokens: int, repeats: int) -> dict[str, float]:
+    """One variant in this process."""
+    torch.manual_seed(0)
+    size, vocabulary = MODELS[name]["hidden_size"], MODELS[name]["vocab_size"]
+    hidden = torch.randn(tokens, size, device=DEVICE).to(getattr(torch, dtype)).requires_grad_()
+    weight = (torch.randn(vocabulary, size, device=DEVICE) / size**0.5).to(getattr(torch, dtype)).requires_grad_()
+    targets = torch.randint(0, vocabulary, (tokens,), device=DEVICE)
+    factors = torch.randn(tokens, device=DEVICE)
+    before = peak_mb()
+
+    def step(_: int) -> float:
+        hidden.grad = weight.grad = None
+        logps = HEADS[variant](hidden, weight, targets)
+        (logps * factors).sum().backward()
+        return float(weight.grad[0, 0])  # type: ignore[index]
+
+    result = measure(step, repeats)
+    result["peak_mb"] -= before
+    few = slice(0, 64)
+    with torch.no_grad():
+        found = HEADS[variant](hidden, weight, targets)[few].double()
+        logits = hidden[few].double() @ weight.double().T
+        exact = logits.gather(-1, targets[few, None]).squeeze(-1) - logits.logsumexp(-1)
+    return result | {"error": float((found - exact).abs().max())}
+
+
+def main() -> None:
+    """Prints one table per model and dtype."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["S-32k", "M-128k"], choices=MODELS)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--variants", nargs="+", default=list(HEADS), choices=HEADS)
+    parser.add_argument("--tokens", type=int, default=1200, help="response tokens")
+    parser.add_argument("--repeats", type=int, default=3, help="timed passes, after one to warm up")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--variant", choices=HEADS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.variant:
+        one = (options.models[0], options.dtypes[0])
+        print(json.dumps(run_variant(options.variant, *one, options.tokens, options.repeats)))
+        return
+    print(machine(), f"{options.threads} thread(s), medians of {options.repeats}", sep=", ")
+    for model in options.models:
+        for dtype in options.dtypes:
+            print(f"\n{model} {dtype}, {options.tokens} response tokens\n")
+            print(compare(model, dtype, options))
+
+
+def compare(model: str, dtype: str, options: argparse.Namespace) -> str:
+    """A row per variant that can run here."""
+    rows = [["variant", "us a token", "peak MB", "largest error"]]
+    for variant in options.variants:
+        if (variant == "liger" and DEVICE.type == "cpu") or not importlib.util.find_spec(NEEDS.get(variant, "torch")):
+            rows.append([variant, "not here", "", ""])
+            continue
+        arguments = ["--models", model, "--dtypes", dtype, "--tokens", options.tokens, "--repeats", options.repeats]
+        result = in_process(__file__, variant, [str(argument) for argument in arguments], options.threads)
+        speed = result["seconds"] / options.tokens * 1e6
+        rows.append([variant, f"{speed:,.0f}", f"{result['peak_mb']:,.0f}", f"{result['error']:.1e}"])
+    return table(rows)
+
+
+if __name__ == "__main__":
+    main()
