@@ -25,6 +25,11 @@ def read_run(path: Path) -> tuple[ScoreConfig, TrainConfig]:
             )
         sections[name] = content[name]
     score_config = build(ScoreConfig, sections["score"])
+    if score_config.worker:
+        raise UsageError(
+            f"{path}: worker {score_config.worker} scores a share, and training needs all of it",
+            fix="run tgdpo score with it first, then this without it",
+        )
     defaults: dict[str, Any] = {"cache": score_config.output}
     if score_config.reference:
         defaults["model"] = score_config.reference

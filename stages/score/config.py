@@ -2,9 +2,12 @@
 
 from typing import Literal
 
-from ..settings import Settings, option
+from pydantic import field_validator
 
-DATA, MODELS, LENGTHS, RUN = "Preference set", "Models", "Lengths", "Run"
+from ..settings import Settings, option
+from .share import Share
+
+DATA, MODELS, LENGTHS, RUN, WORKERS = "Preference set", "Models", "Lengths", "Run", "Many workers"
 
 
 class ScoreConfig(Settings):
@@ -61,3 +64,14 @@ class ScoreConfig(Settings):
     """Tokens of one forward pass, padding included."""
     pairs_per_shard: int = option(RUN, 8192, gt=0)
     """Source rows behind one shard."""
+
+    worker: str | None = option(WORKERS, None)
+    """i/n: be worker i of n, i from 0 to n-1, on one output folder; for job arrays. Whoever ends last finishes the
+    cache; the same command without --worker does what is missing."""
+
+    @field_validator("worker")
+    @classmethod
+    def _worker_is_one_of_n(cls, worker: str | None) -> str | None:
+        if worker is not None:
+            Share.parse(worker)
+        return worker
