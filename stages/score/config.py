@@ -58,8 +58,8 @@ class ScoreConfig(Settings):
 
     output: str = option(RUN)
     """Folder of the reward cache. The same command goes on where it stopped."""
-    engine: Literal["transformers"] = option(RUN, "transformers")
-    """What runs the models."""
+    engine: str = option(RUN, "transformers")
+    """What runs the models: transformers, or an engine of your own as package.module.Class."""
     batch_tokens: int = option(RUN, 8192, gt=0)
     """Tokens of one forward pass, padding included."""
     pairs_per_shard: int = option(RUN, 8192, gt=0)
