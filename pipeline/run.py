@@ -42,8 +42,8 @@ def run(score_config: ScoreConfig, train_config: TrainConfig) -> Any:
     Returns:
         The `TrainResult`.
     """
-    from ..stages.score.run import score
     from ..stages.train.run import train
+    from .launch import score
 
     score(score_config)
     return train(train_config)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from ..settings import Settings, option
 from .share import Share
@@ -69,9 +69,27 @@ class ScoreConfig(Settings):
     """i/n: be worker i of n, i from 0 to n-1, on one output folder; for job arrays. Whoever ends last finishes the
     cache; the same command without --worker does what is missing."""
 
+    launcher: Literal["local", "ray"] = option(WORKERS, "local")
+    """Where the work is done: in this process, or by the workers of a Ray cluster."""
+    workers: int | None = option(WORKERS, None, gt=0)
+    """Ray workers. Default: as many as the cluster has GPUs for; without GPUs, one a machine."""
+    gpus_per_worker: float | None = option(WORKERS, None, ge=0)
+    """GPUs of a Ray worker, also 0 or a fraction. Default: 1 where the cluster has GPUs."""
+    address: str | None = option(WORKERS, None)
+    """Address of a running Ray cluster. Default: $RAY_ADDRESS, else one that runs here, else one is started here."""
+
     @field_validator("worker")
     @classmethod
     def _worker_is_one_of_n(cls, worker: str | None) -> str | None:
         if worker is not None:
             Share.parse(worker)
         return worker
+
+    @model_validator(mode="after")
+    def _options_of_one_launcher(self) -> "ScoreConfig":
+        given = [name for name in ("workers", "gpus_per_worker", "address") if getattr(self, name) is not None]
+        if given and self.launcher != "ray":
+            raise ValueError(f"--{given[0].replace('_', '-')} is for Ray workers; add --launcher ray")
+        if self.worker and self.launcher == "ray":
+            raise ValueError("--worker and --launcher ray are two ways to share the work; choose one")
+        return self

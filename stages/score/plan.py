@@ -126,8 +126,10 @@ def reward_kind(guidance: ModelSource | None) -> RewardKind:
     return "token-classification" if guidance.kind == "token-classification" else "log-ratio"
 
 
-def plan_score(config: ScoreConfig) -> ScorePlan:
+def plan_score(config: ScoreConfig, *, device: torch.device | None = None) -> ScorePlan:
     """Looks everything up and checks that it fits together. Loads no weights, writes nothing.
+
+    `device` is that of other machines that will do the work; by default the configuration's, which must be here.
 
     Raises:
         UsageError, DataError, ModelError: something is missing or does not fit.
@@ -147,7 +149,7 @@ def plan_score(config: ScoreConfig) -> ScorePlan:
     tokenizer_name = config.tokenizer or reference.name
     tokenizer = load_tokenizer(tokenizer_source(config.tokenizer) if config.tokenizer else reference)
     limits = _limits(config, [source for source in (reference, guidance, guidance_base) if source])
-    dtype, device = pick_dtype(config.dtype, reference), pick_device(config.device)
+    dtype, device = pick_dtype(config.dtype, reference), device or pick_device(config.device)
     return ScorePlan(
         config=config,
         preferences=preferences,

@@ -5,6 +5,7 @@ adapter on the reference). What a pass has finished lies in files, so the same c
 workers that share an output folder need nothing else to share.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ...data.manifest import Manifest
@@ -97,8 +98,12 @@ class ScoreRun:
             note_finished(self.plan, self.prepared, self.folder, shard)
 
 
-def prepare_checked(plan: ScorePlan, folder: OutputFolder, share: Share) -> Prepared:
+def prepare_checked(
+    plan: ScorePlan, folder: OutputFolder, share: Share, help_out: Callable[[], None] = lambda: None
+) -> Prepared:
     """The prepared rows of the folder; refuses what cannot be scored before any model is loaded.
+
+    `help_out` may have others prepare shards first.
 
     Raises:
         TgdpoError: too many rows are set aside, or rows and models do not fit together.
@@ -106,6 +111,7 @@ def prepare_checked(plan: ScorePlan, folder: OutputFolder, share: Share) -> Prep
     alone = share == WHOLE
     is_new = folder.claim(plan.fingerprint, alone=alone)
     try:
+        help_out()
         prepared = prepare(plan, folder, share)
         prepared.set_aside.require_few(prepared.rows_read, plan.config.max_set_aside)
         plan.require_same_tokenizers(conversational=prepared.conversational)

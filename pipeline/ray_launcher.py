@@ -1,0 +1,322 @@
+"""`tgdpo score --launcher ray`: shards handed to a pool of actors, on one machine or a cluster.
+
+An actor loads one model once and scores shard after shard. One that dies is started again and its shard handed out
+again; publishing is first-wins, so that a shard that was scored twice is there once. All state is files in the output
+folder: if this process dies, the same command goes on.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.manifest import Manifest
+from ..errors import ModelError, TgdpoError, UsageError
+from ..stages.console import log, meter, quiet_libraries, warn
+from ..stages.score.config import ScoreConfig
+from ..stages.score.finish import publish_manifest
+from ..stages.score.folder import OutputFolder
+from ..stages.score.passes import Pass, Progress
+from ..stages.score.plan import ScorePlan, plan_score
+from ..stages.score.records import Prepared
+from ..stages.score.run import passes_of, prepare_checked
+from ..stages.score.share import WHOLE, Share
+from .handout import DEATHS_ALLOWED, Handout
+from .ray_worker import Done, ShardWorker, prepare_share
+
+SECONDS_BETWEEN_POLLS = 1.0
+
+
+def score_with_ray(config: ScoreConfig) -> Manifest:
+    """Makes the reward cache, or finishes one that the same settings began.
+
+    Raises:
+        TgdpoError: what was asked for cannot work, or a shard lets every worker die; finished shards stay.
+    """
+    ray = _import_ray()
+    quiet_libraries()
+    with _cluster(ray, config.address):
+        pool = _pool_of(ray, config)
+        plan = plan_score(config, device=_device(config, pool.gpus))
+        folder = OutputFolder(Path(config.output).expanduser().absolute())
+        finished = folder.finished(plan.fingerprint)
+        if finished is not None:
+            log(f"{folder.path} is finished already, nothing to do")
+            return finished
+        prepared = prepare_checked(plan, folder, WHOLE, lambda: _prepare_everywhere(ray, plan, folder, pool))
+        RayRun(ray, plan, folder, prepared, pool).finish()
+        return publish_manifest(plan, prepared, folder)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How many workers, and what each of them gets."""
+
+    workers: int
+    gpus: float
+    cpus: int
+
+
+@dataclass(eq=False)
+class Worker:
+    """An actor, as the launcher sees it. `shard` is None while its model is loaded or nothing is ready for it."""
+
+    number: int
+    job: int
+    actor: Any
+    is_loaded: bool = False
+    shard: int | None = None
+    done: Done = field(default_factory=Done)
+    asked: bool = False
+
+    def __str__(self) -> str:
+        return f"worker {self.number}"
+
+
+class RayRun:
+    """The passes of a prepared run on a pool of actors."""
+
+    def __init__(self, ray: Any, plan: ScorePlan, folder: OutputFolder, prepared: Prepared, pool: Pool) -> None:
+        self.ray = ray
+        self.plan = plan
+        self.prepared = prepared
+        self.pool = pool
+        passes = passes_of(plan, folder, len(prepared.shard_pairs))
+        self.jobs: list[list[Pass]] = [passes] if plan.shares_base else [[each] for each in passes]
+        self.missing = [job[-1].missing(range(len(prepared.shard_pairs))) for job in self.jobs]
+        self.handout = Handout(self.missing)
+        self.workers: list[Worker] = []
+        self._answers: dict[Any, tuple[Worker, str]] = {}
+        self._deaths_while_loading = 0
+        self._stop: TgdpoError | None = None
+
+    def finish(self) -> None:
+        """Scores what is missing."""
+        if self.handout.is_finished:
+            return
+        pairs = sum(
+            self.prepared.shard_pairs[shard] * len(job)
+            for job, shards in zip(self.jobs, self.missing, strict=True)
+            for shard in shards
+        )
+        with meter("scoring", pairs) as bar:
+            self.progress = Progress(bar)
+            for number in range(min(self.pool.workers, self.handout.left)):
+                self._start(number)
+            try:
+                while not self.handout.is_finished and self._answers:
+                    self._wait()
+            finally:
+                for worker in self.workers:
+                    self.ray.kill(worker.actor)
+            log(f"{self.progress.tokens:,} tokens in {bar.seconds:.1f} s, {self.progress.speed} over all workers")
+        if self._stop:
+            raise self._stop
+
+    # Workers
+
+    def _start(self, number: int, job: int | None = None) -> None:
+        """A new worker, for `job` or for the one that needs it most."""
+        job = self.handout.first_job(self._holders()) if job is None else job
+        actor_class = self.ray.remote(ShardWorker).options(
+            num_gpus=self.pool.gpus, num_cpus=self.pool.cpus, max_restarts=0, max_concurrency=2
+        )
+        worker = Worker(number, job, actor_class.remote(self.jobs[job]))
+        self.workers.append(worker)
+        self._answers[worker.actor.load.remote()] = (worker, "load")
+
+    def _holders(self) -> Counter[int]:
+        return Counter(worker.job for worker in self.workers)
+
+    def _retire(self, worker: Worker) -> None:
+        self.workers.remove(worker)
+        self.ray.kill(worker.actor)
+        self._answers = {ref: answer for ref, answer in self._answers.items() if answer[0] is not worker}
+
+    def _give(self, worker: Worker) -> None:
+        """The next shard for an idle worker; where its job has none left, it may change to the other."""
+        if self._stop:
+            return
+        worker.shard = self.handout.take(worker.job)
+        if worker.shard is not None:
+            worker.done = Done()
+            self._answers[worker.actor.score.remote(worker.shard)] = (worker, "score")
+            return
+        job = self.handout.next_job(worker.job, self._holders())
+        if job != worker.job:
+            self._retire(worker)
+            self._start(worker.number, job)
+
+    # Answers
+
+    def _wait(self) -> None:
+        ready, _ = self.ray.wait(list(self._answers), timeout=SECONDS_BETWEEN_POLLS)
+        for ref in ready:
+            if ref in self._answers:
+                self._answered(ref)
+        if not ready:
+            self._ask_for_progress()
+
+    def _ask_for_progress(self) -> None:
+        for worker in self.workers:
+            if worker.shard is not None and not worker.asked:
+                worker.asked = True
+                self._answers[worker.actor.progress.remote()] = (worker, "progress")
+
+    def _answered(self, ref: Any) -> None:
+        worker, kind = self._answers.pop(ref)
+        try:
+            result = self.ray.get(ref)
+        except self.ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, TgdpoError | OSError):
+                raise cause from None
+            self._died(worker, error)
+            return
+        if kind == "progress":
+            worker.asked = False
+            self._count(worker, result)
+            return
+        if kind == "score":
+            done, lost = result
+            self._count(worker, done)
+            assert worker.shard is not None
+            self.handout.done(worker.job, worker.shard)
+            if lost:
+                log(f"{len(lost)} pairs of shard {worker.shard} have scores that are not finite and are set aside")
+                self.prepared.set_aside.add(lost)
+                self.prepared.set_aside.require_few(self.prepared.rows_read, self.plan.config.max_set_aside)
+        worker.is_loaded, worker.shard = True, None
+        for idle in [each for each in self.workers if each.is_loaded and each.shard is None]:
+            self._give(idle)
+
+    def _count(self, worker: Worker, done: Done) -> None:
+        """Moves the bar from what was known of the worker's shard to `done`."""
+        if worker.shard is not None:
+            self.progress.add(done.pairs - worker.done.pairs, done.tokens - worker.done.tokens)
+            worker.done = done
+
+    # Deaths
+
+    def _died(self, worker: Worker, error: Exception) -> None:
+        self._retire(worker)
+        self._count(worker, Done())
+        role = " and ".join(each.role for each in self.jobs[worker.job])
+        reason = _last_line(error)
+        if worker.shard is None:
+            self._deaths_while_loading += 1
+            log(f"{worker} died without a shard ({role}): {reason}")
+            if self._deaths_while_loading >= DEATHS_ALLOWED:
+                self._stop_with(f"workers for the {role} died {DEATHS_ALLOWED} times before they had a shard: {reason}")
+        else:
+            deaths = self.handout.died(worker.job, worker.shard)
+            log(f"{worker} died over shard {worker.shard} ({role}), death {deaths} of {DEATHS_ALLOWED}: {reason}")
+            if deaths >= DEATHS_ALLOWED:
+                self._stop_with(f"{self._name(worker.shard)} let {deaths} workers die ({role}), the last by: {reason}")
+        if not self._stop:
+            self._start(worker.number)
+
+    def _stop_with(self, problem: str) -> None:
+        """Hands nothing out any more; what is being scored is waited for."""
+        fix = "look at the workers' output above; what is scored stays, the same command goes on from there"
+        self._stop = self._stop or ModelError(problem, fix=fix)
+        for worker in [each for each in self.workers if each.shard is None]:
+            self._retire(worker)
+
+    def _name(self, shard: int) -> str:
+        first = shard * self.plan.config.pairs_per_shard
+        return f"shard {shard} (source rows {first} to {first + self.plan.config.pairs_per_shard - 1})"
+
+
+# The cluster
+
+
+def _import_ray() -> Any:
+    # Ray would hide all GPUs from actors that ask for none with a warning, and send usage statistics.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        return import_module("ray")
+    except ImportError as error:
+        raise UsageError("--launcher ray: the package ray is not installed", fix="pip install 'tgdpo[ray]'") from error
+
+
+@contextmanager
+def _cluster(ray: Any, address: str | None) -> Iterator[None]:
+    """A connection to a cluster: the one of `address` or $RAY_ADDRESS, else one that runs here, else one of our own."""
+    was_connected = ray.is_initialized()
+    if not was_connected:
+        try:
+            ray.init(address=address, include_dashboard=False if address is None else None, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"--launcher ray, --address {address}: no cluster answers ({_last_line(error)})",
+                fix="start one with 'ray start --head', or leave --address out to use this machine",
+            ) from error
+    try:
+        yield
+    finally:
+        if not was_connected:
+            ray.shutdown()
+
+
+def _pool_of(ray: Any, config: ScoreConfig) -> Pool:
+    """What was asked for; by default a worker per GPU, or without GPUs a worker per machine."""
+    total = ray.cluster_resources()
+    gpus = config.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if total.get("GPU") and not config.device.startswith("cpu") else 0.0
+    machines = sum(node["Alive"] for node in ray.nodes())
+    workers = config.workers or (int(total.get("GPU", 0) / gpus) if gpus else machines)
+    if not workers:
+        raise UsageError(
+            f"--gpus-per-worker {gpus:g}: the cluster has {total.get('GPU', 0):g} GPUs",
+            fix="ask for fewer, or name --workers",
+        )
+    cpus = 1 if gpus else max(1, int(total.get("CPU", 1)) // workers)
+    room = min(int(total.get("GPU", 0) / gpus) if gpus else workers, int(total.get("CPU", 1)) // cpus)
+    log(f"ray: {workers} workers with {gpus:g} GPUs and {cpus} CPUs each, {machines} machines")
+    if room < workers:
+        warn(f"the cluster has room for {room} of {workers} workers; the others wait until there is more")
+    return Pool(workers, gpus, cpus)
+
+
+def _device(config: ScoreConfig, gpus: float) -> torch.device:
+    """The workers' device, which this process need not have. Ray shows each worker its own GPUs alone."""
+    if config.device == "auto":
+        return torch.device("cuda" if gpus else "cpu")
+    kind = config.device.partition(":")[0]
+    if kind == "cuda" and not gpus:
+        raise UsageError("--device cuda, but the workers get no GPU", fix="give them some with --gpus-per-worker")
+    return torch.device(kind)
+
+
+def _prepare_everywhere(ray: Any, plan: ScorePlan, folder: OutputFolder, pool: Pool) -> None:
+    """Tokenises on the cluster where several workers are there to share it."""
+    if pool.workers == 1:
+        return
+    log(f"tokenising in {pool.workers} shares")
+    task = ray.remote(prepare_share).options(num_cpus=1)
+    shared = ray.put(plan)
+    waiting = [task.remote(shared, folder, Share(number, pool.workers)) for number in range(pool.workers)]
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        try:
+            ray.get(ready)
+        except ray.exceptions.RayTaskError as error:
+            for left in waiting:
+                ray.cancel(left, force=True)
+            if isinstance(error.cause, TgdpoError | OSError):
+                raise error.cause from None
+            raise
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,54 @@
+"""An engine without a model, for tests of what runs around one: `--engine slow_engine.SlowEngine`.
+
+Scores follow from the token ids and the model's name. The environment tells it how slow to be (SLOW_ENGINE_SECONDS a
+shard), where to note what it does (SLOW_ENGINE_LOG), and on which source row's prompt to kill its process
+(SLOW_ENGINE_POISON, a token id that must stand first in a prompt's second place).
+"""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tgdpo.data.tokenization import PairIds
+from tgdpo.stages.score.engines import EngineSpec, OnBatch, PairScores
+
+
+class SlowEngine:
+    """See `Engine`."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.adapter_on = True
+        self.name = spec.name
+        self._seed = sum(map(ord, Path(spec.name).name))
+        self._note("load")
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+    def score(self, pairs: Sequence[PairIds], on_batch: OnBatch) -> list[PairScores]:
+        """A value for every response id."""
+        self._note("score")
+        for pair in pairs:
+            if os.environ.get("SLOW_ENGINE_POISON") == str(len(pair.chosen)):
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(float(os.environ.get("SLOW_ENGINE_SECONDS", "0")) / len(pairs))
+            on_batch(1, pair.tokens)
+        self._note("scored")
+        return [PairScores(self._values(pair.chosen), self._values(pair.rejected)) for pair in pairs]
+
+    def _values(self, ids: np.ndarray) -> np.ndarray:
+        return -((ids * self._seed) % 97 / 10).astype(np.float32)
+
+    def _note(self, what: str) -> None:
+        if log := os.environ.get("SLOW_ENGINE_LOG"):
+            with Path(log).open("a") as file:
+                file.write(f"{os.getpid()} {what} {Path(self.name).name}\n")
+
+    def close(self) -> None:
+        """Nothing to give back."""
