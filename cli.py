@@ -43,6 +43,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Show the vers
 def score_command(given: dict[str, Any], config: ConfigFile = None) -> None:
     """Run guidance and reference once and write per-token rewards to a cache of Parquet shards."""
     settings = _settings(ScoreConfig, "score", config, given)
+    if settings.plan:
+        from .stages.score.estimate import estimate
+
+        typer.echo(estimate(settings))
+        return
     from .pipeline.launch import score
 
     manifest = score(settings)

@@ -1,6 +1,7 @@
 """`tgdpo score`: in this process, or on the workers of a Ray cluster."""
 
 from ..data.manifest import Manifest
+from ..errors import UsageError
 from ..stages.score.config import ScoreConfig
 
 
@@ -13,6 +14,8 @@ def score(config: ScoreConfig) -> Manifest | None:
     Raises:
         TgdpoError: what was asked for cannot work; finished shards stay.
     """
+    if config.plan:
+        raise UsageError("plan is set, which tgdpo score alone knows", fix="leave it out, or type tgdpo score --plan")
     if config.launcher == "ray":
         from .ray_launcher import score_with_ray
 

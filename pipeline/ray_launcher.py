@@ -6,6 +6,7 @@ folder: if this process dies, the same command goes on.
 """
 
 import os
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,11 +25,12 @@ from ..stages.score.finish import publish_manifest
 from ..stages.score.folder import OutputFolder
 from ..stages.score.passes import Pass, Progress
 from ..stages.score.plan import ScorePlan, plan_score
+from ..stages.score.prepare import prepare_share
 from ..stages.score.records import Prepared
 from ..stages.score.run import passes_of, prepare_checked
 from ..stages.score.share import WHOLE, Share
 from .handout import DEATHS_ALLOWED, Handout
-from .ray_worker import Done, ShardWorker, prepare_share
+from .ray_worker import Done, ShardWorker
 
 SECONDS_BETWEEN_POLLS = 1.0
 
@@ -253,17 +255,26 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
     was_connected = ray.is_initialized()
     if not was_connected:
         try:
+            _require_listener(address or os.environ.get("RAY_ADDRESS"))
             ray.init(address=address, include_dashboard=False if address is None else None, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(
-                f"--launcher ray, --address {address}: no cluster answers ({_last_line(error)})",
-                fix="start one with 'ray start --head', or leave --address out to use this machine",
+                f"--launcher ray: no cluster answers at {address or 'the default address'} ({_last_line(error)})",
+                fix="check the address, and set RAY_AUTH_MODE=token where the cluster wants a token; or start one "
+                "with 'ray start --head', or leave --address out to use this machine",
             ) from error
     try:
         yield
     finally:
         if not was_connected:
             ray.shutdown()
+
+
+def _require_listener(address: str | None) -> None:
+    """Raises OSError where nobody listens at HOST:PORT, which Ray would find out after minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _pool_of(ray: Any, config: ScoreConfig) -> Pool:

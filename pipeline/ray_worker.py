@@ -8,12 +8,8 @@ from ..stages.console import quiet_libraries
 from ..stages.models import ModelSource, resolve
 from ..stages.score.engines import Engine, EngineSpec, engine_class
 from ..stages.score.finish import finished_shard
-from ..stages.score.folder import OutputFolder
 from ..stages.score.passes import Pass
-from ..stages.score.plan import ScorePlan
-from ..stages.score.prepare import prepare
 from ..stages.score.records import SetAsideRow
-from ..stages.score.share import Share
 
 
 class Done(NamedTuple):
@@ -21,12 +17,6 @@ class Done(NamedTuple):
 
     pairs: int = 0
     tokens: int = 0
-
-
-def prepare_share(plan: ScorePlan, folder: OutputFolder, share: Share) -> None:
-    """Renders and tokenises one worker's share of the shards."""
-    quiet_libraries()
-    prepare(plan, folder, share)
 
 
 class ShardWorker:

@@ -7,7 +7,8 @@ from pydantic import field_validator, model_validator
 from ..settings import Settings, option
 from .share import Share
 
-DATA, MODELS, LENGTHS, RUN, WORKERS = "Preference set", "Models", "Lengths", "Run", "Many workers"
+DATA, MODELS, LENGTHS, RUN = "Preference set", "Models", "Lengths", "Run"
+WORKERS, PLAN = "Many workers", "Planning"
 
 
 class ScoreConfig(Settings):
@@ -78,6 +79,17 @@ class ScoreConfig(Settings):
     address: str | None = option(WORKERS, None)
     """Address of a running Ray cluster. Default: $RAY_ADDRESS, else one that runs here, else one is started here."""
 
+    plan: bool = option(PLAN, False)
+    """Print what the run will take, and do nothing: pairs, tokens, disk, FLOPs, hours. No weights are loaded."""
+    gpu: Literal["a100", "h100", "h200", "b200", "l40s", "l4", "mi300x"] = option(PLAN, "h100")
+    """Kind of GPU that --plan reckons with."""
+    gpus: int = option(PLAN, 1, gt=0)
+    """Number of GPUs that --plan reckons with."""
+    utilisation: float = option(PLAN, 0.4, gt=0, le=1)
+    """Share of the GPUs' dense bfloat16 peak that --plan reckons with."""
+    gpu_price: float | None = option(PLAN, None, gt=0)
+    """Price of a GPU hour; --plan then prints the cost."""
+
     @field_validator("worker")
     @classmethod
     def _worker_is_one_of_n(cls, worker: str | None) -> str | None:
@@ -90,6 +102,10 @@ class ScoreConfig(Settings):
         given = [name for name in ("workers", "gpus_per_worker", "address") if getattr(self, name) is not None]
         if given and self.launcher != "ray":
             raise ValueError(f"--{given[0].replace('_', '-')} is for Ray workers; add --launcher ray")
+        planned = self.model_fields_set & {"gpu", "gpus", "utilisation", "gpu_price"}
+        if planned and not self.plan:
+            name = sorted(planned)[0].replace("_", "-")
+            raise ValueError(f"--{name} is what --plan reckons with; add --plan, or --launcher ray to use many GPUs")
         if self.worker and self.launcher == "ray":
             raise ValueError("--worker and --launcher ray are two ways to share the work; choose one")
         return self

@@ -69,6 +69,13 @@ class OutputFolder:
         """The rows that were not scored."""
         return self.path / SET_ASIDE_NAME
 
+    def is_prepared_with(self, settings: Fingerprint) -> bool:
+        """Whether every shard's tokens are there, from a run that had these settings among its own."""
+        theirs = self._their_settings()
+        if theirs is None or not self.shard_count() or self.unprepared():
+            return False
+        return all(theirs.get(name) == value for name, value in settings.items())
+
     def finished(self, fingerprint: Fingerprint) -> Manifest | None:
         """The manifest of a finished cache with these settings, None where the cache is not finished.
 

@@ -47,14 +47,20 @@ def prepare(plan: ScorePlan, folder: OutputFolder, share: Share) -> Prepared:
     Raises:
         DataError: no rows, mixed forms, or a missing column.
     """
-    if folder.shard_count() is None or any(share.owns(shard) for shard in folder.unprepared()):
-        _prepare_shards(plan, folder, share.owns)
+    prepare_share(plan, folder, share)
+    if missing := folder.unprepared():
+        log(f"{len(missing)} shards are not prepared by other workers yet: preparing them here")
     while missing := folder.unprepared():
-        log(f"preparing shards that other workers have not prepared yet, {len(missing)} are missing")
         # A few at random, so that several workers that do this seldom take the same.
         some = random.sample(missing, -(-len(missing) // 8))
         _prepare_shards(plan, folder, some.__contains__)
     return read_prepared(folder)
+
+
+def prepare_share(plan: ScorePlan, folder: OutputFolder, share: Share) -> None:
+    """Prepares those of this worker's shards that are not there."""
+    if folder.shard_count() is None or any(share.owns(shard) for shard in folder.unprepared()):
+        _prepare_shards(plan, folder, share.owns)
 
 
 def read_prepared(folder: OutputFolder) -> Prepared:
@@ -89,7 +95,7 @@ def _prepare_shards(plan: ScorePlan, folder: OutputFolder, wanted: Callable[[int
     rows = 0
     with meter("tokenising", len(plan.preferences) or None) as progress, Writer() as writer:
         for shard, numbered in groupby(batches, itemgetter(0)):
-            builder = None if folder.record(shard).exists() or not wanted(shard) else _ShardBuilder(renderer, tokenizer)
+            builder = None if folder.record(shard).exists() or not wanted(shard) else ShardBuilder(renderer, tokenizer)
             for _, batch in numbered:
                 _learn_columns(renderer, batch)
                 if builder:
@@ -124,14 +130,14 @@ def _learn_columns(renderer: Renderer, batch: list[Row]) -> None:
         renderer.require_columns(first.value)
 
 
-class _ShardBuilder:
+class ShardBuilder:
     """The tokens and the record of one shard, batch by batch."""
 
     def __init__(self, renderer: Renderer, tokenizer: PairTokenizer) -> None:
         self._renderer = renderer
         self._tokenizer = tokenizer
         self._tables = [TOKENS_SCHEMA.empty_table()]
-        self._record = ShardRecord()
+        self.record = ShardRecord()
 
     def add(self, batch: list[Row]) -> None:
         """Renders and tokenises `batch`."""
@@ -153,7 +159,7 @@ class _ShardBuilder:
         self._count(len(batch), [pair for _, pair in pairs], verdicts)
 
     def _count(self, rows: int, pairs: list[TokenizedPair], verdicts: list[tuple[int, SetAside]]) -> None:
-        record = self._record
+        record = self.record
         record.rows += rows
         record.pairs += len(pairs)
         record.form = self._renderer.form
@@ -163,13 +169,24 @@ class _ShardBuilder:
             record.prompt_tokens += len(pair.ids.prompt)
             record.chosen_tokens += len(pair.ids.chosen)
             record.rejected_tokens += len(pair.ids.rejected)
+            record.attended += _attended(*map(len, pair.ids))
             record.truncated += pair.truncated
             record.largest_id = max(record.largest_id, *(int(ids.max()) for ids in pair.ids))
 
+    @property
+    def table(self) -> pa.Table:
+        """The pairs so far."""
+        return pa.concat_tables(self._tables)
+
     def write(self, folder: OutputFolder, shard: int) -> None:
         """Publishes the tokens, then the record, whose presence means that both are there."""
-        publish(folder.tokens(shard), lambda path: write_parquet(pa.concat_tables(self._tables), path))
-        replace(folder.record(shard), lambda path: path.write_text(self._record.model_dump_json()), mode=0o600)
+        publish(folder.tokens(shard), lambda path: write_parquet(self.table, path))
+        replace(folder.record(shard), lambda path: path.write_text(self.record.model_dump_json()), mode=0o600)
+
+
+def _attended(prompt: int, chosen: int, rejected: int) -> int:
+    """Pairs of tokens of which one attends to the other, the prompt laid out once."""
+    return (prompt**2 + chosen**2 + rejected**2) // 2 + prompt * (chosen + rejected)
 
 
 def _content_hash(ids: PairIds) -> bytes:

@@ -24,7 +24,10 @@ class SetAsideRow(BaseModel):
 
 
 class ShardRecord(BaseModel):
-    """What the preparation of one shard found; `prepared-NNNNN.json`. `form` is the first row's that it knows of."""
+    """What the preparation of one shard found; `prepared-NNNNN.json`.
+
+    `form` is the first row's that it knows of, `attended` the pairs of tokens of which one attends to the other.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,6 +36,7 @@ class ShardRecord(BaseModel):
     prompt_tokens: int = 0
     chosen_tokens: int = 0
     rejected_tokens: int = 0
+    attended: int = 0
     truncated: int = 0
     largest_id: int = 0
     form: Form | None = None
@@ -84,7 +88,7 @@ class Prepared:
 
     def __init__(self, records: Iterable[ShardRecord]) -> None:
         self.rows_read = self.truncated = self.largest_id = 0
-        self.prompt_tokens = self.chosen_tokens = self.rejected_tokens = 0
+        self.prompt_tokens = self.chosen_tokens = self.rejected_tokens = self.attended = 0
         self.shard_pairs: list[int] = []
         self.set_aside = SetAsideCount()
         self.form: Form | None = None
@@ -98,6 +102,7 @@ class Prepared:
         self.prompt_tokens += record.prompt_tokens
         self.chosen_tokens += record.chosen_tokens
         self.rejected_tokens += record.rejected_tokens
+        self.attended += record.attended
         self.shard_pairs.append(record.pairs)
         self.set_aside.add(record.set_aside)
         self.form = self.form or record.form

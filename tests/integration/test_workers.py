@@ -82,7 +82,7 @@ def test_a_preparation_that_was_stopped_goes_on(
     ok: Cli, run_cli: Cli, call: list[object], whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted in the seventh shard; the restart tokenises only what is missing."""
-    original = preparation._ShardBuilder.add
+    original = preparation.ShardBuilder.add
     sizes: list[int] = []
 
     def counted(self: object, batch: list[object]) -> None:
@@ -91,7 +91,7 @@ def test_a_preparation_that_was_stopped_goes_on(
             raise KeyboardInterrupt
         original(self, batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(preparation._ShardBuilder, "add", counted)
+    monkeypatch.setattr(preparation.ShardBuilder, "add", counted)
     monkeypatch.setattr(preparation.OutputFolder, "abandon", lambda _: None)  # as a kill would leave it
     assert run_cli(*call, "--output", tmp_path / "cache").code == 130
     prepared = len(list((tmp_path / "cache" / "_work").glob("prepared-*")))
