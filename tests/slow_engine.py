@@ -51,7 +51,7 @@ class SlowEngine:
     def _note(self, what: str) -> None:
         if log := _settings().get("log"):
             with Path(log).open("a") as file:
-                file.write(f"{os.getpid()} {what} {Path(self.name).name}\n")
+                file.write(f"{os.getpid()} {what} {Path(self.name).name} {time.time()}\n")
 
     def close(self) -> None:
         """Nothing to give back."""

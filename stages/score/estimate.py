@@ -153,14 +153,14 @@ def describe(load: Load, sizes: dict[str, ModelSize], config: ScoreConfig) -> st
         ("pairs", f"{load.pairs:,} ({load.source})"),
         ("tokens", f"{load.prompt_tokens:,} prompt, {load.chosen_tokens:,} chosen, {load.rejected_tokens:,} rejected"),
         ("shards", f"{-(-load.pairs // config.pairs_per_shard):,} of {config.pairs_per_shard:,} rows"),
-        ("disk", f"{_bytes(load.cache_bytes)} cache, {_bytes(load.work_bytes)} more until it is finished"),
+        ("disk", f"{byte_text(load.cache_bytes)} cache, {byte_text(load.work_bytes)} more until it is finished"),
     ]
     for role, size in sizes.items():
         fits = -(-size.weights // round(0.9 * gpu.memory))
         lines.append(
             (
                 role,
-                f"{size.name}: {_count(size.body + size.head)} parameters a token, weights {_bytes(size.weights)} "
+                f"{size.name}: {_count(size.body + size.head)} parameters a token, weights {byte_text(size.weights)} "
                 f"({_plural(fits, 'GPU')} or more), {size.flops(load):.3g} FLOPs, {hours[role]:,.3g} GPU hours",
             )
         )
@@ -186,7 +186,7 @@ def _prepared_load(plan: ScorePlan) -> Load | None:
         return None
     prepared = read_prepared(folder)
     table = pq.read_table(folder.tokens(0)).slice(0, SAMPLE)
-    load = _load_of(table, prepared.attended, "all prepared")
+    load = load_of(table, prepared.attended, "all prepared")
     scale = load.times(prepared.pairs / max(1, load.pairs))
     return replace(
         scale,
@@ -209,7 +209,7 @@ def _sampled_load(plan: ScorePlan) -> Load:
             f"({builder.record.set_aside[0].reason})",
             fix="score a few rows to see why (--limit 100)",
         )
-    load = _load_of(builder.table, builder.record.attended, "")
+    load = load_of(builder.table, builder.record.attended, "")
     usable = load.pairs / len(rows)
     source = (
         f"{count:,} rows" if len(rows) == count else f"tokens from {len(rows):,} of {count:,} rows, drawn at random"
@@ -237,7 +237,7 @@ def _draw(plan: ScorePlan) -> tuple[list[Row], int]:
     return rows, count
 
 
-def _load_of(tokens: pa.Table, attended: int, source: str) -> Load:
+def load_of(tokens: pa.Table, attended: int, source: str) -> Load:
     """The load of some prepared pairs; their bytes on disk are those of a shard with random scores."""
     pairs = pair_ids_of(tokens)
     noise = np.random.default_rng(0)
@@ -269,9 +269,10 @@ def _written_bytes(table: pa.Table) -> int:
 # For people
 
 
-def _bytes(count: float) -> str:
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
+def byte_text(count: float) -> str:
+    """A number of bytes with its unit."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):  # noqa: B007
+        if count < 1000:
             break
         count /= 1000
     return f"{count:.3g} {unit}"

@@ -169,7 +169,7 @@ class ShardBuilder:
             record.prompt_tokens += len(pair.ids.prompt)
             record.chosen_tokens += len(pair.ids.chosen)
             record.rejected_tokens += len(pair.ids.rejected)
-            record.attended += _attended(*map(len, pair.ids))
+            record.attended += attended(*map(len, pair.ids))
             record.truncated += pair.truncated
             record.largest_id = max(record.largest_id, *(int(ids.max()) for ids in pair.ids))
 
@@ -184,7 +184,7 @@ class ShardBuilder:
         replace(folder.record(shard), lambda path: path.write_text(self.record.model_dump_json()), mode=0o600)
 
 
-def _attended(prompt: int, chosen: int, rejected: int) -> int:
+def attended(prompt: int, chosen: int, rejected: int) -> int:
     """Pairs of tokens of which one attends to the other, the prompt laid out once."""
     return (prompt**2 + chosen**2 + rejected**2) // 2 + prompt * (chosen + rejected)
 

@@ -85,7 +85,7 @@ class Calls:
     def events(self) -> list[tuple[int, str, str]]:
         """Process, event and model of everything that the engines noted."""
         lines = self._log.read_text().splitlines() if self._log.is_file() else []
-        return [(int(process), event, model) for process, event, model in map(str.split, lines)]
+        return [(int(process), event, model) for process, event, model, _ in map(str.split, lines)]
 
 
 @pytest.fixture
