@@ -61,7 +61,7 @@ def run(folder: Path, options: argparse.Namespace) -> tuple[float, int, list[Eve
     }
     command = [sys.executable, "-m", "tgdpo", "score", "--dataset", folder / "rows.jsonl", "--reference", model,
                "--output", folder / "cache", "--engine", "slow_engine.SlowEngine", "--pairs-per-shard", 1,
-               "--launcher", "ray", "--workers", options.workers]  # fmt: skip
+               "--launcher", "ray", "--address", "local", "--workers", options.workers]  # fmt: skip
     start = time.perf_counter()
     process = subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.DEVNULL)
     killed = kill_now_and_then(process, log, options)

@@ -7,6 +7,7 @@ folder: if this process dies, the same command goes on.
 
 import os
 import socket
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -256,7 +257,9 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
     if not was_connected:
         try:
             _require_listener(address or os.environ.get("RAY_ADDRESS"))
-            ray.init(address=address, include_dashboard=False if address is None else None, logging_level="ERROR")
+            ray.init(
+                address=address, include_dashboard=False if address in (None, "local") else None, logging_level="ERROR"
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(
                 f"--launcher ray: no cluster answers at {address or 'the default address'} ({_last_line(error)})",
@@ -330,4 +333,4 @@ def _prepare_everywhere(ray: Any, plan: ScorePlan, folder: OutputFolder, pool: P
 
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return textwrap.shorten(lines[-1], 160, placeholder=" …") if lines else type(error).__name__

@@ -77,7 +77,8 @@ class ScoreConfig(Settings):
     gpus_per_worker: float | None = option(WORKERS, None, ge=0)
     """GPUs of a Ray worker, also 0 or a fraction. Default: 1 where the cluster has GPUs."""
     address: str | None = option(WORKERS, None)
-    """Address of a running Ray cluster. Default: $RAY_ADDRESS, else one that runs here, else one is started here."""
+    """Address of a running Ray cluster, or local to start one here. Default: $RAY_ADDRESS, else one that runs here,
+    else local."""
 
     plan: bool = option(PLAN, False)
     """Print what the run will take, and do nothing: pairs, tokens, disk, FLOPs, hours. No weights are loaded."""

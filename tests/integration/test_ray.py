@@ -180,9 +180,9 @@ def test_errors_of_workers_arrive_as_they_are(calls: Calls, models: Models, addr
 
 
 def test_a_cluster_of_its_own_with_the_real_engine(ok: Cli, calls: Calls, tmp_path: Path) -> None:
-    """Without --address and --workers; the adapter-free models here are real."""
+    """Started for the run, with a worker for the machine."""
     real = ("--engine", "transformers", "--pairs-per-shard", 40)
-    code, _, stderr = calls.run(tmp_path / "cache", *real, "--launcher", "ray", "--device", "cpu")
+    code, _, stderr = calls.run(tmp_path / "cache", *real, "--launcher", "ray", "--address", "local", "--device", "cpu")
     assert code == 0, stderr
     assert "ray: 1 workers with 0 GPUs" in stderr
     assert calls.run(tmp_path / "alone", *real, "--device", "cpu")[0] == 0
