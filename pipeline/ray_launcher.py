@@ -28,7 +28,7 @@ from ..stages.score.passes import Pass, Progress
 from ..stages.score.plan import ScorePlan, plan_score
 from ..stages.score.prepare import prepare_share
 from ..stages.score.records import Prepared
-from ..stages.score.run import passes_of, prepare_checked
+from ..stages.score.run import or_finished_elsewhere, passes_of, prepare_checked
 from ..stages.score.share import WHOLE, Share
 from .handout import DEATHS_ALLOWED, Handout
 from .ray_worker import Done, ShardWorker
@@ -52,9 +52,13 @@ def score_with_ray(config: ScoreConfig) -> Manifest:
         if finished is not None:
             log(f"{folder.path} is finished already, nothing to do")
             return finished
-        prepared = prepare_checked(plan, folder, WHOLE, lambda: _prepare_everywhere(ray, plan, folder, pool))
-        RayRun(ray, plan, folder, prepared, pool).finish()
-        return publish_manifest(plan, prepared, folder)
+        return or_finished_elsewhere(plan, folder, lambda: _finish(ray, plan, folder, pool))
+
+
+def _finish(ray: Any, plan: ScorePlan, folder: OutputFolder, pool: "Pool") -> Manifest:
+    prepared = prepare_checked(plan, folder, WHOLE, lambda: _prepare_everywhere(ray, plan, folder, pool))
+    RayRun(ray, plan, folder, prepared, pool).finish()
+    return publish_manifest(plan, prepared, folder)
 
 
 @dataclass(frozen=True)

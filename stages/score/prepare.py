@@ -22,7 +22,7 @@ from ...data.preferences import Row
 from ...data.rendering import Renderer, SetAside
 from ...data.schema import PAIR_SCHEMA, list_column, write_parquet
 from ...data.tokenization import PairIds, PairTokenizer, TokenizedPair
-from ...errors import DataError
+from ...errors import DataError, UsageError
 from ..console import log, meter
 from .folder import OutputFolder
 from .overlap import Writer, ahead
@@ -32,6 +32,8 @@ from .share import Share
 
 TOKENIZER_BATCH = 256
 BATCHES_AHEAD = 4
+MAX_SHARDS = 99_999
+"""As many as their names have room for."""
 HASHES_AT_ONCE = 16_000_000
 """Content hashes that are sorted together to count duplicates, 8 bytes each."""
 
@@ -95,6 +97,11 @@ def _prepare_shards(plan: ScorePlan, folder: OutputFolder, wanted: Callable[[int
     rows = 0
     with meter("tokenising", len(plan.preferences) or None) as progress, Writer() as writer:
         for shard, numbered in groupby(batches, itemgetter(0)):
+            if shard >= MAX_SHARDS:
+                raise UsageError(
+                    f"--pairs-per-shard {plan.config.pairs_per_shard} makes more than {MAX_SHARDS} shards",
+                    fix="make them larger",
+                )
             builder = None if folder.record(shard).exists() or not wanted(shard) else ShardBuilder(renderer, tokenizer)
             for _, batch in numbered:
                 _learn_columns(renderer, batch)

@@ -7,8 +7,10 @@ workers that share an output folder need nothing else to share.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from ...data.manifest import Manifest
+from ...errors import TgdpoError
 from ..console import log, meter, quiet_libraries
 from .config import ScoreConfig
 from .engines import Engine, engine_class
@@ -19,6 +21,8 @@ from .plan import ScorePlan, plan_score
 from .prepare import prepare
 from .records import Prepared
 from .share import WHOLE, Share
+
+Outcome = TypeVar("Outcome")
 
 
 def score(config: ScoreConfig) -> Manifest | None:
@@ -38,14 +42,7 @@ def score(config: ScoreConfig) -> Manifest | None:
     if finished is not None:
         log(f"{folder.path} is finished already, nothing to do")
         return finished
-    try:
-        return ScoreRun(plan, folder, share).finish()
-    except FileNotFoundError:
-        # Another worker may have ended the run meanwhile and cleared its work away.
-        finished = folder.finished(plan.fingerprint)
-        if finished is None:
-            raise
-        return finished
+    return or_finished_elsewhere(plan, folder, lambda: ScoreRun(plan, folder, share).finish())
 
 
 class ScoreRun:
@@ -116,11 +113,22 @@ def prepare_checked(
         prepared.set_aside.require_few(prepared.rows_read, plan.config.max_set_aside)
         plan.require_same_tokenizers(conversational=prepared.conversational)
         plan.require_ids_known(prepared.largest_id)
-    except BaseException:
+    except TgdpoError:
         if is_new and alone:
             folder.abandon()
         raise
     return prepared
+
+
+def or_finished_elsewhere(plan: ScorePlan, folder: OutputFolder, work: Callable[[], Outcome]) -> Outcome | Manifest:
+    """What `work` returns. Where its files are gone since another worker has ended the run meanwhile, the manifest."""
+    try:
+        return work()
+    except FileNotFoundError:
+        finished = folder.finished(plan.fingerprint)
+        if finished is None:
+            raise
+        return finished
 
 
 def passes_of(plan: ScorePlan, folder: OutputFolder, shards: int) -> list[Pass]:

@@ -92,7 +92,6 @@ def test_a_preparation_that_was_stopped_goes_on(
         original(self, batch)  # type: ignore[arg-type]
 
     monkeypatch.setattr(preparation.ShardBuilder, "add", counted)
-    monkeypatch.setattr(preparation.OutputFolder, "abandon", lambda _: None)  # as a kill would leave it
     assert run_cli(*call, "--output", tmp_path / "cache").code == 130
     prepared = len(list((tmp_path / "cache" / "_work").glob("prepared-*")))
     assert prepared in (5, 6)
@@ -103,6 +102,12 @@ def test_a_preparation_that_was_stopped_goes_on(
 
 class TestRefusals:
     """Whoever prepared the rows, they are held to the same rules."""
+
+    def test_more_shards_than_names(
+        self, run_cli: Cli, call: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(preparation, "MAX_SHARDS", 11)
+        assert "--pairs-per-shard 5 makes more than 11 shards" in run_cli(*call, "--output", tmp_path / "c").error
 
     def test_mixed_forms_in_different_shares(self, run_cli: Cli, chat_models: Models, tmp_path: Path) -> None:
         chat = {"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "Hello"}],
