@@ -15,6 +15,7 @@ import pytest
 from support import STANDARD_ROWS, Cli, Models, write_rows
 
 from tgdpo.stages.score.engines.transformers import TransformersEngine
+from tgdpo.stages.score.prepare import ShardBuilder
 
 
 @pytest.fixture
@@ -159,7 +160,8 @@ def test_a_full_disk_stops_the_run_at_once(
     assert "no space left" in result.error
     assert 0 < writes.batches_after < 10
     filler.unlink()
-    assert "tokenising" not in ok(*call).stderr
+    monkeypatch.delattr(ShardBuilder, "add")  # what was tokenised is kept
+    ok(*call)
     ok("verify", small_disk / "cache")
 
 

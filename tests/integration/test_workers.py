@@ -42,14 +42,18 @@ def whole(ok: Cli, call: list[object], tmp_path: Path) -> dict[str, bytes]:
     return published(tmp_path / "whole")
 
 
-def test_one_after_the_other(ok: Cli, call: list[object], whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_one_after_the_other(
+    ok: Cli, call: list[object], whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first prepares all, since the others are not there yet; each scores its share; the last finishes."""
     cache = tmp_path / "cache"
-    results = [ok(*call, "--output", cache, "--worker", f"{i}/3") for i in (2, 0, 1)]
-    assert "preparing shards that other workers have not prepared yet" in results[0].stderr
-    assert "worker 2/3 is done, others are not" in results[0].stdout
-    assert "tokenising" not in results[1].stderr
-    assert "58 pairs scored, 2 set aside" in results[2].stdout
+    first = ok(*call, "--output", cache, "--worker", "2/3")
+    assert "8 shards are not prepared by other workers yet" in first.stderr
+    assert "worker 2/3 is done, others are not" in first.stdout
+    monkeypatch.delattr(preparation.ShardBuilder, "add")  # nothing is tokenised any more
+    ok(*call, "--output", cache, "--worker", "0/3")
+    last = ok(*call, "--output", cache, "--worker", "1/3")
+    assert "58 pairs scored, 2 set aside" in last.stdout
     assert published(cache) == whole
 
 
