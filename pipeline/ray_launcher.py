@@ -5,22 +5,14 @@ again; publishing is first-wins, so that a shard that was scored twice is there 
 folder: if this process dies, the same command goes on.
 """
 
-import os
-import socket
-import textwrap
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..data.manifest import Manifest
-from ..errors import ModelError, TgdpoError, UsageError
-from ..stages.console import log, meter, quiet_libraries, warn
+from ..errors import ModelError, TgdpoError
+from ..stages.console import log, meter, quiet_libraries
 from ..stages.score.config import ScoreConfig
 from ..stages.score.finish import publish_manifest
 from ..stages.score.folder import OutputFolder
@@ -31,6 +23,7 @@ from ..stages.score.records import Prepared
 from ..stages.score.run import or_finished_elsewhere, passes_of, prepare_checked
 from ..stages.score.share import WHOLE, Share
 from .handout import DEATHS_ALLOWED, Handout
+from .ray_cluster import Pool, cluster, device_of, import_ray, last_line, pool_of
 from .ray_worker import Done, ShardWorker
 
 SECONDS_BETWEEN_POLLS = 1.0
@@ -42,11 +35,11 @@ def score_with_ray(config: ScoreConfig) -> Manifest:
     Raises:
         TgdpoError: what was asked for cannot work, or a shard lets every worker die; finished shards stay.
     """
-    ray = _import_ray()
+    ray = import_ray()
     quiet_libraries()
-    with _cluster(ray, config.address):
-        pool = _pool_of(ray, config)
-        plan = plan_score(config, device=_device(config, pool.gpus))
+    with cluster(ray, config.address):
+        pool = pool_of(ray, config)
+        plan = plan_score(config, device=device_of(config, pool.gpus))
         folder = OutputFolder(Path(config.output).expanduser().absolute())
         finished = folder.finished(plan.fingerprint)
         if finished is not None:
@@ -55,19 +48,30 @@ def score_with_ray(config: ScoreConfig) -> Manifest:
         return or_finished_elsewhere(plan, folder, lambda: _finish(ray, plan, folder, pool))
 
 
-def _finish(ray: Any, plan: ScorePlan, folder: OutputFolder, pool: "Pool") -> Manifest:
+def _finish(ray: Any, plan: ScorePlan, folder: OutputFolder, pool: Pool) -> Manifest:
     prepared = prepare_checked(plan, folder, WHOLE, lambda: _prepare_everywhere(ray, plan, folder, pool))
     RayRun(ray, plan, folder, prepared, pool).finish()
     return publish_manifest(plan, prepared, folder)
 
 
-@dataclass(frozen=True)
-class Pool:
-    """How many workers, and what each of them gets."""
-
-    workers: int
-    gpus: float
-    cpus: int
+def _prepare_everywhere(ray: Any, plan: ScorePlan, folder: OutputFolder, pool: Pool) -> None:
+    """Tokenises on the cluster where several workers are there to share it."""
+    if pool.workers == 1:
+        return
+    log(f"tokenising in {pool.workers} shares")
+    task = ray.remote(prepare_share).options(num_cpus=1)
+    shared = ray.put(plan)
+    waiting = [task.remote(shared, folder, Share(number, pool.workers)) for number in range(pool.workers)]
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        try:
+            ray.get(ready)
+        except ray.exceptions.RayTaskError as error:
+            for left in waiting:
+                ray.cancel(left, force=True)
+            if isinstance(error.cause, TgdpoError | OSError):
+                raise error.cause from None
+            raise
 
 
 @dataclass(eq=False)
@@ -215,7 +219,7 @@ class RayRun:
         self._retire(worker)
         self._count(worker, Done())
         role = " and ".join(each.role for each in self.jobs[worker.job])
-        reason = _last_line(error)
+        reason = last_line(error)
         if worker.shard is None:
             self._deaths_while_loading += 1
             log(f"{worker} died without a shard ({role}): {reason}")
@@ -239,102 +243,3 @@ class RayRun:
     def _name(self, shard: int) -> str:
         first = shard * self.plan.config.pairs_per_shard
         return f"shard {shard} (source rows {first} to {first + self.plan.config.pairs_per_shard - 1})"
-
-
-# The cluster
-
-
-def _import_ray() -> Any:
-    # Ray would hide all GPUs from actors that ask for none with a warning, and send usage statistics.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        return import_module("ray")
-    except ImportError as error:
-        raise UsageError("--launcher ray: the package ray is not installed", fix="pip install 'tgdpo[ray]'") from error
-
-
-@contextmanager
-def _cluster(ray: Any, address: str | None) -> Iterator[None]:
-    """A connection to a cluster: the one of `address` or $RAY_ADDRESS, else one that runs here, else one of our own."""
-    was_connected = ray.is_initialized()
-    if not was_connected:
-        try:
-            _require_listener(address or os.environ.get("RAY_ADDRESS"))
-            ray.init(
-                address=address, include_dashboard=False if address in (None, "local") else None, logging_level="ERROR"
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UsageError(
-                f"--launcher ray: no cluster answers at {address or 'the default address'} ({_last_line(error)})",
-                fix="check the address, and set RAY_AUTH_MODE=token where the cluster wants a token; or start one "
-                "with 'ray start --head', or leave --address out to use this machine",
-            ) from error
-    try:
-        yield
-    finally:
-        if not was_connected:
-            ray.shutdown()
-
-
-def _require_listener(address: str | None) -> None:
-    """Raises OSError where nobody listens at HOST:PORT, which Ray would find out after minutes."""
-    host, colon, port = (address or "").rpartition(":")
-    if colon and port.isdecimal() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=10).close()
-
-
-def _pool_of(ray: Any, config: ScoreConfig) -> Pool:
-    """What was asked for; by default a worker per GPU, or without GPUs a worker per machine."""
-    total = ray.cluster_resources()
-    gpus = config.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if total.get("GPU") and not config.device.startswith("cpu") else 0.0
-    machines = sum(node["Alive"] for node in ray.nodes())
-    workers = config.workers or (int(total.get("GPU", 0) / gpus) if gpus else machines)
-    if not workers:
-        raise UsageError(
-            f"--gpus-per-worker {gpus:g}: the cluster has {total.get('GPU', 0):g} GPUs",
-            fix="ask for fewer, or name --workers",
-        )
-    cpus = 1 if gpus else max(1, int(total.get("CPU", 1)) // workers)
-    room = min(int(total.get("GPU", 0) / gpus) if gpus else workers, int(total.get("CPU", 1)) // cpus)
-    log(f"ray: {workers} workers with {gpus:g} GPUs and {cpus} CPUs each, {machines} machines")
-    if room < workers:
-        warn(f"the cluster has room for {room} of {workers} workers; the others wait until there is more")
-    return Pool(workers, gpus, cpus)
-
-
-def _device(config: ScoreConfig, gpus: float) -> torch.device:
-    """The workers' device, which this process need not have. Ray shows each worker its own GPUs alone."""
-    if config.device == "auto":
-        return torch.device("cuda" if gpus else "cpu")
-    kind = config.device.partition(":")[0]
-    if kind == "cuda" and not gpus:
-        raise UsageError("--device cuda, but the workers get no GPU", fix="give them some with --gpus-per-worker")
-    return torch.device(kind)
-
-
-def _prepare_everywhere(ray: Any, plan: ScorePlan, folder: OutputFolder, pool: Pool) -> None:
-    """Tokenises on the cluster where several workers are there to share it."""
-    if pool.workers == 1:
-        return
-    log(f"tokenising in {pool.workers} shares")
-    task = ray.remote(prepare_share).options(num_cpus=1)
-    shared = ray.put(plan)
-    waiting = [task.remote(shared, folder, Share(number, pool.workers)) for number in range(pool.workers)]
-    while waiting:
-        ready, waiting = ray.wait(waiting)
-        try:
-            ray.get(ready)
-        except ray.exceptions.RayTaskError as error:
-            for left in waiting:
-                ray.cancel(left, force=True)
-            if isinstance(error.cause, TgdpoError | OSError):
-                raise error.cause from None
-            raise
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return textwrap.shorten(lines[-1], 160, placeholder=" …") if lines else type(error).__name__
