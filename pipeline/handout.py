@@ -19,8 +19,13 @@ class Handout:
     """
 
     def __init__(self, missing: Sequence[Sequence[int]]) -> None:
-        self._waiting = [deque(shards) for shards in missing]
         self._unfinished = [set(shards) for shards in missing]
+        before = [set[int](), *self._unfinished]
+        self._blocked = [set(shards) & earlier for shards, earlier in zip(missing, before, strict=False)]
+        self._ready = [
+            deque(shard for shard in shards if shard not in blocked)
+            for shards, blocked in zip(missing, self._blocked, strict=True)
+        ]
         self._deaths: Counter[int] = Counter()
 
     @property
@@ -33,26 +38,36 @@ class Handout:
         """Shards that are not scored yet, counted once per job."""
         return sum(map(len, self._unfinished))
 
-    def take(self, job: int) -> int | None:
-        """The next shard of `job`, None where none is ready."""
-        for shard in self._waiting[job]:
-            if self._is_ready(job, shard):
-                self._waiting[job].remove(shard)
-                return shard
-        return None
+    def waiting(self, job: int) -> int:
+        """Shards of `job` that nobody has been given yet."""
+        return len(self._ready[job]) + len(self._blocked[job])
+
+    def is_suspect(self, shard: int) -> bool:
+        """Whether a worker has died over it. Alone with the next one, it shows whose fault that is."""
+        return self._deaths[shard] > 0
+
+    def take(self, job: int, *, suspects: bool = True) -> int | None:
+        """The next shard of `job`, None where none is ready; without `suspects` none that a worker has died over."""
+        ready = self._ready[job]
+        if not ready or (self.is_suspect(ready[0]) and not suspects):
+            return None
+        return ready.popleft()
 
     def done(self, job: int, shard: int) -> None:
         """`shard` is scored."""
         self._unfinished[job].discard(shard)
+        if job + 1 < len(self._ready) and shard in self._blocked[job + 1]:
+            self._blocked[job + 1].discard(shard)
+            self._ready[job + 1].append(shard)
 
     def died(self, job: int, shard: int) -> int:
-        """The worker that scored `shard` died. The shard is handed out again, last.
+        """The worker that had `shard` died. The shard is handed out again, last.
 
         Returns:
             How often that has happened to this shard.
         """
         self._deaths[shard] += 1
-        self._waiting[job].append(shard)
+        self._ready[job].append(shard)
         return self._deaths[shard]
 
     def first_job(self, holders: Counter[int]) -> int:
@@ -62,10 +77,10 @@ class Handout:
             holders: the number of workers that hold each job's model.
         """
         return max(
-            range(len(self._waiting)),
+            range(len(self._ready)),
             key=lambda job: (
-                bool(self._waiting[job]) and holders[job] == 0,
-                len(self._waiting[job]) / (holders[job] + 1),
+                self.waiting(job) > 0 and holders[job] == 0,
+                self.waiting(job) / (holders[job] + 1),
                 -job,
             ),
         )
@@ -73,12 +88,7 @@ class Handout:
     def next_job(self, job: int, holders: Counter[int]) -> int:
         """The job of a worker that has got none of `job`'s shards: another only where loading its model pays, that is
         where more shards are ready than workers hold it."""
-        for other, waiting in enumerate(self._waiting):
-            if other == job or (self._waiting[job] and holders[other]):
-                continue
-            if sum(self._is_ready(other, shard) for shard in waiting) > holders[other]:
+        for other, ready in enumerate(self._ready):
+            if other != job and not (self.waiting(job) and holders[other]) and len(ready) > holders[other]:
                 return other
         return job
-
-    def _is_ready(self, job: int, shard: int) -> bool:
-        return job == 0 or shard not in self._unfinished[job - 1]

@@ -19,7 +19,7 @@ from ..stages.score.folder import OutputFolder
 from ..stages.score.passes import Pass, Progress
 from ..stages.score.plan import ScorePlan, plan_score
 from ..stages.score.prepare import prepare_share
-from ..stages.score.records import Prepared
+from ..stages.score.records import Prepared, SetAsideRow
 from ..stages.score.run import or_finished_elsewhere, passes_of, prepare_checked
 from ..stages.score.share import WHOLE, Share
 from .handout import DEATHS_ALLOWED, Handout
@@ -27,6 +27,8 @@ from .ray_cluster import Pool, cluster, device_of, import_ray, last_line, pool_o
 from .ray_worker import Done, ShardWorker
 
 SECONDS_BETWEEN_POLLS = 1.0
+IN_HAND = 2
+"""Shards that a worker has got at a time: one to compute, one to read or write meanwhile."""
 
 
 def score_with_ray(config: ScoreConfig) -> Manifest:
@@ -56,7 +58,7 @@ def _finish(ray: Any, plan: ScorePlan, folder: OutputFolder, pool: Pool) -> Mani
 
 def _prepare_everywhere(ray: Any, plan: ScorePlan, folder: OutputFolder, pool: Pool) -> None:
     """Tokenises on the cluster where several workers are there to share it."""
-    if pool.workers == 1:
+    if pool.workers == 1 or (folder.shard_count() and not folder.unprepared()):
         return
     log(f"tokenising in {pool.workers} shares")
     task = ray.remote(prepare_share).options(num_cpus=1)
@@ -76,14 +78,13 @@ def _prepare_everywhere(ray: Any, plan: ScorePlan, folder: OutputFolder, pool: P
 
 @dataclass(eq=False)
 class Worker:
-    """An actor, as the launcher sees it. `shard` is None while its model is loaded or nothing is ready for it."""
+    """An actor, as the launcher sees it. `held` are the shards that it has got, and how far they are."""
 
     number: int
     job: int
     actor: Any
     is_loaded: bool = False
-    shard: int | None = None
-    done: Done = field(default_factory=Done)
+    held: dict[int, Done] = field(default_factory=dict)
     asked: bool = False
 
     def __str__(self) -> str:
@@ -136,7 +137,7 @@ class RayRun:
         """A new worker, for `job` or for the one that needs it most."""
         job = self.handout.first_job(self._holders()) if job is None else job
         actor_class = self.ray.remote(ShardWorker).options(
-            num_gpus=self.pool.gpus, num_cpus=self.pool.cpus, max_restarts=0, max_concurrency=2
+            num_gpus=self.pool.gpus, num_cpus=self.pool.cpus, max_restarts=0, max_concurrency=IN_HAND + 1
         )
         worker = Worker(number, job, actor_class.remote(self.jobs[job]))
         self.workers.append(worker)
@@ -151,18 +152,27 @@ class RayRun:
         self._answers = {ref: answer for ref, answer in self._answers.items() if answer[0] is not worker}
 
     def _give(self, worker: Worker) -> None:
-        """The next shard for an idle worker; where its job has none left, it may change to the other."""
+        """The next shards for a worker; where its job has none left, it may change to the other."""
         if self._stop:
             return
-        worker.shard = self.handout.take(worker.job)
-        if worker.shard is not None:
-            worker.done = Done()
-            self._answers[worker.actor.score.remote(worker.shard)] = (worker, "score")
-            return
-        job = self.handout.next_job(worker.job, self._holders())
+        while self._may_hold_more(worker):
+            shard = self.handout.take(worker.job, suspects=not worker.held)
+            if shard is None:
+                break
+            worker.held[shard] = Done(shard)
+            self._answers[worker.actor.score.remote(shard)] = (worker, "score")
+        job = worker.job if worker.held else self.handout.next_job(worker.job, self._holders())
         if job != worker.job:
             self._retire(worker)
             self._start(worker.number, job)
+
+    def _may_hold_more(self, worker: Worker) -> bool:
+        if not worker.held:
+            return True
+        # A second one only while there are enough for all, and none beside a shard that may kill its worker.
+        is_suspect = any(self.handout.is_suspect(shard) for shard in worker.held)
+        enough = self.handout.waiting(worker.job) > self._holders()[worker.job]
+        return len(worker.held) < IN_HAND and enough and not is_suspect
 
     # Answers
 
@@ -176,7 +186,7 @@ class RayRun:
 
     def _ask_for_progress(self) -> None:
         for worker in self.workers:
-            if worker.shard is not None and not worker.asked:
+            if worker.held and not worker.asked:
                 worker.asked = True
                 self._answers[worker.actor.progress.remote()] = (worker, "progress")
 
@@ -194,42 +204,48 @@ class RayRun:
             worker.asked = False
             self._count(worker, result)
             return
+        worker.is_loaded = True
         if kind == "score":
-            done, lost = result
-            self._count(worker, done)
-            assert worker.shard is not None
-            self.handout.done(worker.job, worker.shard)
-            if lost:
-                log(f"{len(lost)} pairs of shard {worker.shard} have scores that are not finite and are set aside")
-                self.prepared.set_aside.add(lost)
-                self.prepared.set_aside.require_few(self.prepared.rows_read, self.plan.config.max_set_aside)
-        worker.is_loaded, worker.shard = True, None
-        for idle in [each for each in self.workers if each.is_loaded and each.shard is None]:
-            self._give(idle)
+            self._scored(worker, *result)
+        else:
+            self._deaths_while_loading = 0
+        for each in self.workers:
+            if each is worker or (each.is_loaded and not each.held):
+                self._give(each)
+
+    def _scored(self, worker: Worker, done: Done, lost: list[SetAsideRow]) -> None:
+        self._count(worker, done)
+        del worker.held[done.shard]
+        self.handout.done(worker.job, done.shard)
+        if lost:
+            log(f"{len(lost)} pairs of shard {done.shard} have scores that are not finite and are set aside")
+            self.prepared.set_aside.add(lost)
+            self.prepared.set_aside.require_few(self.prepared.rows_read, self.plan.config.max_set_aside)
 
     def _count(self, worker: Worker, done: Done) -> None:
         """Moves the bar from what was known of the worker's shard to `done`."""
-        if worker.shard is not None:
-            self.progress.add(done.pairs - worker.done.pairs, done.tokens - worker.done.tokens)
-            worker.done = done
+        known = worker.held.get(done.shard)
+        if known is not None:
+            self.progress.add(done.pairs - known.pairs, done.tokens - known.tokens)
+            worker.held[done.shard] = done
 
     # Deaths
 
     def _died(self, worker: Worker, error: Exception) -> None:
         self._retire(worker)
-        self._count(worker, Done())
         role = " and ".join(each.role for each in self.jobs[worker.job])
         reason = last_line(error)
-        if worker.shard is None:
+        if not worker.held:
             self._deaths_while_loading += 1
             log(f"{worker} died without a shard ({role}): {reason}")
             if self._deaths_while_loading >= DEATHS_ALLOWED:
                 self._stop_with(f"workers for the {role} died {DEATHS_ALLOWED} times before they had a shard: {reason}")
-        else:
-            deaths = self.handout.died(worker.job, worker.shard)
-            log(f"{worker} died over shard {worker.shard} ({role}), death {deaths} of {DEATHS_ALLOWED}: {reason}")
+        for shard in worker.held:
+            self._count(worker, Done(shard))
+            deaths = self.handout.died(worker.job, shard)
+            log(f"{worker} died with shard {shard} ({role}), death {deaths} of {DEATHS_ALLOWED}: {reason}")
             if deaths >= DEATHS_ALLOWED:
-                self._stop_with(f"{self._name(worker.shard)} let {deaths} workers die ({role}), the last by: {reason}")
+                self._stop_with(f"{self._name(shard)} let {deaths} workers die ({role}), the last by: {reason}")
         if not self._stop:
             self._start(worker.number)
 
@@ -237,7 +253,7 @@ class RayRun:
         """Hands nothing out any more; what is being scored is waited for."""
         fix = "look at the workers' output above; what is scored stays, the same command goes on from there"
         self._stop = self._stop or ModelError(problem, fix=fix)
-        for worker in [each for each in self.workers if each.shard is None]:
+        for worker in [each for each in self.workers if not each.held]:
             self._retire(worker)
 
     def _name(self, shard: int) -> str:

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from threading import Lock
 from typing import NamedTuple
 
+from ..data.tokenization import PairIds
 from ..stages.console import quiet_libraries
 from ..stages.models import ModelSource, resolve
-from ..stages.score.engines import Engine, EngineSpec, engine_class
+from ..stages.score.engines import Engine, EngineSpec, PairScores, engine_class
 from ..stages.score.finish import finished_shard
 from ..stages.score.passes import Pass
 from ..stages.score.records import SetAsideRow
@@ -15,6 +17,7 @@ from ..stages.score.records import SetAsideRow
 class Done(NamedTuple):
     """How far a shard is."""
 
+    shard: int = -1
     pairs: int = 0
     tokens: int = 0
 
@@ -25,6 +28,7 @@ class ShardWorker:
     def __init__(self, passes: Sequence[Pass]) -> None:
         self._passes = passes
         self._engine: Engine | None = None
+        self._turn = Lock()
         self._done = Done()
 
     def load(self) -> None:
@@ -36,25 +40,36 @@ class ShardWorker:
     def score(self, shard: int) -> tuple[Done, list[SetAsideRow]]:
         """Scores a shard and publishes it, unless somebody else has.
 
+        Two calls at a time overlap: one shard is read, and another written, while a third is computed.
+
         Returns:
             What was done, and the rows that were lost to scores that are not finite.
         """
-        assert self._engine is not None
-        self._done = Done()
+        done = Done(shard)
         for work in self._passes:
             if work.missing([shard]):
-                self._engine.adapter_on = work.role == "guidance"
-                work.write(shard, self._engine.score(work.pairs(shard), self._count))
+                pairs = work.pairs(shard)
+                with self._turn:
+                    self._done = done
+                    scores = self._scores(work, pairs)
+                    done = self._done
+                work.write(shard, scores)
         last = self._passes[-1]
         lost = finished_shard(last.folder, shard, last.shards).lost if last.is_last else []
-        return self._done, lost
+        return done, lost
 
     def progress(self) -> Done:
-        """How far the current shard is; answered while `score` runs."""
+        """How far the shard is that is being computed; answered while `score` runs."""
         return self._done
 
+    def _scores(self, work: Pass, pairs: list[PairIds]) -> list[PairScores]:
+        assert self._engine is not None
+        self._engine.adapter_on = work.role == "guidance"
+        return self._engine.score(pairs, self._count)
+
     def _count(self, pairs: int, tokens: int) -> None:
-        self._done = Done(self._done.pairs + pairs, self._done.tokens + tokens)
+        done = self._done
+        self._done = Done(done.shard, done.pairs + pairs, done.tokens + tokens)
 
 
 def _at_hand(spec: EngineSpec) -> EngineSpec:

@@ -141,9 +141,9 @@ def test_a_worker_killed_in_the_middle_of_a_shard(
     assert published(tmp_path / "cache") == alone
     ok("verify", tmp_path / "cache")
     events = [event[1:] for event in calls.events()]
-    assert Counter(event for event in events if event[0] == "scored") == {
-        ("scored", "reference"): 24, ("scored", "guidance"): 24
-    }  # fmt: skip
+    scored = Counter(model for event, model in events if event == "scored")
+    assert 48 <= scored.total() <= 49, "only what the killed worker had in hand is scored again"
+    assert scored.keys() == {"reference", "guidance"}
     last_reference = max(i for i, event in enumerate(events) if event == ("scored", "reference"))
     assert events.index(("score", "guidance")) < last_reference, "the passes did not overlap"
 

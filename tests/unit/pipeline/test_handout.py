@@ -98,6 +98,8 @@ def test_deaths_are_counted_per_shard() -> None:
     assert handout.take(0) == 4
     assert handout.died(0, 4) == 1
     assert handout.take(0) == 7
+    assert handout.take(0, suspects=False) is None
     assert handout.take(0) == 4
     assert handout.died(0, 4) == 2
     assert handout.died(0, 7) == 1
+    assert handout.is_suspect(7)
