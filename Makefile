@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format install clean
+.PHONY: demo test test-ray lint format install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tgdpo demo
@@ -11,6 +11,10 @@ demo: $(VENV)/.installed
 test: lint $(VENV)/.installed-dev
 	# One thread each: two workers with two threads on two cores wait for one another.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The real Ray, in an environment of its own.
+test-ray: $(VENV)-ray/.installed
+	OMP_NUM_THREADS=1 $(VENV)-ray/bin/python -m pytest tests/integration/test_ray.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -37,5 +41,10 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.installed
 
+$(VENV)-ray/.installed: pyproject.toml constraints.txt
+	test -x $(VENV)-ray/bin/python || $(PYTHON) -m venv $(VENV)-ray
+	$(VENV)-ray/bin/python -m pip install --quiet -c constraints.txt -e '.[ray]' pytest
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info tgdpo-demo
+	rm -rf $(VENV) $(VENV)-ray build *.egg-info tgdpo-demo

@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .data.cache import RewardCache
+    from .pipeline.launch import score
     from .stages.score.config import ScoreConfig
-    from .stages.score.run import score
     from .stages.train.config import TrainConfig
     from .stages.train.run import train
 
@@ -21,7 +21,7 @@ _LAZY = {
     "RewardCache": ".data.cache",
     "ScoreConfig": ".stages.score.config",
     "TrainConfig": ".stages.train.config",
-    "score": ".stages.score.run",
+    "score": ".pipeline.launch",
     "train": ".stages.train.run",
 }
 

@@ -43,9 +43,18 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Show the vers
 def score_command(given: dict[str, Any], config: ConfigFile = None) -> None:
     """Run guidance and reference once and write per-token rewards to a cache of Parquet shards."""
     settings = _settings(ScoreConfig, "score", config, given)
-    from .stages.score.run import score
+    if settings.plan:
+        from .stages.score.estimate import estimate
 
-    counts = score(settings).counts
+        typer.echo(estimate(settings))
+        return
+    from .pipeline.launch import score
+
+    manifest = score(settings)
+    if manifest is None:
+        typer.echo(f"{settings.output}: worker {settings.worker} is done, others are not")
+        return
+    counts = manifest.counts
     typer.echo(f"{settings.output}: {counts.scored} pairs scored, {counts.set_aside} set aside")
 
 
@@ -131,6 +140,9 @@ def _shown_metrics(summary: dict[str, Any]) -> str:
 _ClickError: Any = typer.BadParameter.__mro__[2]
 
 
+_WRITE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
+
+
 def main() -> None:
     """Entry point of the console script."""
     sys.exit(_exit_code())
@@ -150,6 +162,8 @@ def _exit_code() -> int:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _fail("no space left on the disk: free some and run the same command again, it goes on", 1)
+        if error.errno in _WRITE_ERRORS:
+            return _fail(f"{error}: mend that and run the same command again, it goes on", 1)
         raise
     if result == 130:  # also what Typer makes of Ctrl-C
         return _fail("interrupted; what is finished stays, the same command goes on from there", 130)

@@ -14,6 +14,14 @@ class TgdpoError(Exception):
         self.fix = fix
         super().__init__(f"{problem}: {fix}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors of other processes and machines arrive pickled, and pickle knows no keyword arguments.
+        return _rebuild, (type(self), self.problem, self.fix)
+
+
+def _rebuild(kind: type[TgdpoError], problem: str, fix: str) -> TgdpoError:
+    return kind(problem, fix=fix)
+
 
 class UsageError(TgdpoError):
     """The call is wrong: an option, a configuration file, a missing package."""

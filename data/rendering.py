@@ -37,6 +37,22 @@ class Rendered(NamedTuple):
     add_eos: bool
 
 
+class Form(NamedTuple):
+    """Whether a row is conversational or plain text."""
+
+    row: int
+    conversational: bool
+
+    def __str__(self) -> str:
+        return f"row {self.row} is {'conversational' if self.conversational else 'standard (plain text)'}"
+
+
+def require_one_form(first: Form, other: Form) -> None:
+    """Raises DataError where the two rows differ in form."""
+    if first.conversational != other.conversational:
+        raise DataError(f"{first}, {other}", fix="bring all rows into one form")
+
+
 class Reason(StrEnum):
     """Why a row is set aside."""
 
@@ -107,18 +123,18 @@ class Renderer:
             self._control = re.compile("|".join(re.escape(token) for token in control_tokens))
         self._columns_checked = False
         self._explicit_prompt = False
-        self._first: tuple[int, bool] | None = None
+        self._first: Form | None = None
 
     @property
-    def conversational(self) -> bool:
-        """Whether the rows seen so far are conversational."""
-        return self._first is not None and self._first[1]
+    def form(self) -> Form | None:
+        """The form that the first usable row has set, None before it."""
+        return self._first
 
     def render(self, row: Row) -> Rendered:
         """Raises SetAside for a row that cannot be used, DataError where the whole set cannot."""
         if row.problem:
             raise SetAside(Reason.UNREADABLE, row.problem)
-        self._require_columns(row.value)
+        self.require_columns(row.value)
         prompt = self._prompt(row.value)
         chosen = self._field(row.value, self.columns.chosen)
         rejected = self._field(row.value, self.columns.rejected)
@@ -130,7 +146,12 @@ class Renderer:
             return self._standard(prompt, chosen, rejected)
         raise SetAside(Reason.NOT_TEXT, "one response is text, the other a list of messages")
 
-    def _require_columns(self, value: dict[str, Any]) -> None:
+    def require_columns(self, value: dict[str, Any]) -> None:
+        """Takes the columns from the set's first readable row; later calls do nothing.
+
+        Raises:
+            DataError: chosen, rejected, or a prompt column that was named is missing.
+        """
         if self._columns_checked:
             return
         for option, name in zip(("chosen", "rejected"), self.columns[1:], strict=True):
@@ -156,13 +177,8 @@ class Renderer:
                     "the rows hold lists of messages, but the reference's tokenizer has no chat template",
                     fix="use the instruction-tuned model's tokenizer (--tokenizer) or rows of plain text",
                 )
-            self._first = (number, conversational)
-        if self._first[1] != conversational:
-            form = {True: "conversational", False: "standard (plain text)"}
-            raise DataError(
-                f"row {self._first[0]} is {form[self._first[1]]}, row {number} is {form[conversational]}",
-                fix="bring all rows into one form",
-            )
+            self._first = Form(number, conversational)
+        require_one_form(self._first, Form(number, conversational))
 
     def _prompt(self, value: dict[str, Any]) -> str | list[Any] | None:
         """None where the prompt is what the responses begin with, which a row that lost its prompt is not."""

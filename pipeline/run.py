@@ -25,6 +25,11 @@ def read_run(path: Path) -> tuple[ScoreConfig, TrainConfig]:
             )
         sections[name] = content[name]
     score_config = build(ScoreConfig, sections["score"])
+    if score_config.worker:
+        raise UsageError(
+            f"{path}: worker {score_config.worker} scores a share, and training needs all of it",
+            fix="run tgdpo score with it first, then this without it",
+        )
     defaults: dict[str, Any] = {"cache": score_config.output}
     if score_config.reference:
         defaults["model"] = score_config.reference
@@ -37,8 +42,8 @@ def run(score_config: ScoreConfig, train_config: TrainConfig) -> Any:
     Returns:
         The `TrainResult`.
     """
-    from ..stages.score.run import score
     from ..stages.train.run import train
+    from .launch import score
 
     score(score_config)
     return train(train_config)

@@ -2,9 +2,13 @@
 
 from typing import Literal
 
+from pydantic import field_validator, model_validator
+
 from ..settings import Settings, option
+from .share import Share
 
 DATA, MODELS, LENGTHS, RUN = "Preference set", "Models", "Lengths", "Run"
+WORKERS, PLAN = "Many workers", "Planning"
 
 
 class ScoreConfig(Settings):
@@ -55,9 +59,54 @@ class ScoreConfig(Settings):
 
     output: str = option(RUN)
     """Folder of the reward cache. The same command goes on where it stopped."""
-    engine: Literal["transformers"] = option(RUN, "transformers")
-    """What runs the models."""
+    engine: str = option(RUN, "transformers")
+    """What runs the models: transformers, or an engine of your own as package.module.Class."""
     batch_tokens: int | None = option(RUN, None, gt=0)
     """Tokens of one forward pass, padding included. Default: 8192, on CUDA more as long as memory lasts."""
     pairs_per_shard: int = option(RUN, 8192, gt=0)
     """Source rows behind one shard."""
+
+    worker: str | None = option(WORKERS, None)
+    """i/n: be worker i of n, i from 0 to n-1, on one output folder; for job arrays. Whoever ends last finishes the
+    cache; the same command without --worker does what is missing."""
+
+    launcher: Literal["local", "ray"] = option(WORKERS, "local")
+    """Where the work is done: in this process, or by the workers of a Ray cluster."""
+    workers: int | None = option(WORKERS, None, gt=0)
+    """Ray workers. Default: as many as the cluster has GPUs for; without GPUs, one a machine."""
+    gpus_per_worker: float | None = option(WORKERS, None, ge=0)
+    """GPUs of a Ray worker, also 0 or a fraction. Default: 1 where the cluster has GPUs."""
+    address: str | None = option(WORKERS, None)
+    """Address of a running Ray cluster, or local to start one here. Default: $RAY_ADDRESS, else one that runs here,
+    else local."""
+
+    plan: bool = option(PLAN, False)
+    """Print what the run will take, and do nothing: pairs, tokens, disk, FLOPs, hours. No weights are loaded."""
+    gpu: Literal["a100", "h100", "h200", "b200", "l40s", "l4", "mi300x"] = option(PLAN, "h100")
+    """Kind of GPU that --plan reckons with."""
+    gpus: int = option(PLAN, 1, gt=0)
+    """Number of GPUs that --plan reckons with."""
+    utilisation: float = option(PLAN, 0.4, gt=0, le=1)
+    """Share of the GPUs' dense bfloat16 peak that --plan reckons with."""
+    gpu_price: float | None = option(PLAN, None, gt=0)
+    """Price of a GPU hour; --plan then prints the cost."""
+
+    @field_validator("worker")
+    @classmethod
+    def _worker_is_one_of_n(cls, worker: str | None) -> str | None:
+        if worker is not None:
+            Share.parse(worker)
+        return worker
+
+    @model_validator(mode="after")
+    def _options_of_one_launcher(self) -> "ScoreConfig":
+        given = [name for name in ("workers", "gpus_per_worker", "address") if getattr(self, name) is not None]
+        if given and self.launcher != "ray":
+            raise ValueError(f"--{given[0].replace('_', '-')} is for Ray workers; add --launcher ray")
+        planned = self.model_fields_set & {"gpu", "gpus", "utilisation", "gpu_price"}
+        if planned and not self.plan:
+            name = sorted(planned)[0].replace("_", "-")
+            raise ValueError(f"--{name} is what --plan reckons with; add --plan, or --launcher ray to use many GPUs")
+        if self.worker and self.launcher == "ray":
+            raise ValueError("--worker and --launcher ray are two ways to share the work; choose one")
+        return self

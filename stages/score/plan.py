@@ -1,7 +1,9 @@
 """What a scoring run will do, settled before anything is written: which models, which tokenizer, which fingerprint."""
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -60,6 +62,11 @@ class ScorePlan:
     def vocabulary_sha256(self) -> str:
         """Hash of the mapping from token to id."""
         return vocabulary_hash(self.tokenizer)
+
+    @property
+    def text_fingerprint(self) -> Fingerprint:
+        """What decides the prepared tokens."""
+        return _text_fingerprint(self.config, self.preferences, self.tokenizer)
 
     @property
     def shares_base(self) -> bool:
@@ -126,8 +133,12 @@ def reward_kind(guidance: ModelSource | None) -> RewardKind:
     return "token-classification" if guidance.kind == "token-classification" else "log-ratio"
 
 
-def plan_score(config: ScoreConfig) -> ScorePlan:
+def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weights: bool = True) -> ScorePlan:
     """Looks everything up and checks that it fits together. Loads no weights, writes nothing.
+
+    Args:
+        device: that of other machines that will do the work; by default the configuration's, which must be here.
+        weights: fetch the models' weights and hash them. Without, the plan has no fingerprint, and cannot be run.
 
     Raises:
         UsageError, DataError, ModelError: something is missing or does not fit.
@@ -135,8 +146,9 @@ def plan_score(config: ScoreConfig) -> ScorePlan:
     preferences = PreferenceSet(
         config.dataset, split=config.split, config_name=config.dataset_config, limit=config.limit
     )
-    guidance = _resolve(config, config.guidance, "--guidance")
-    reference, guidance_base = _reference_and_base(config, guidance)
+    find = partial(resolve, trust_remote_code=config.trust_remote_code, weights=weights)
+    guidance = find(config.guidance, "--guidance") if config.guidance else None
+    reference, guidance_base = _reference_and_base(config, guidance, find)
     if guidance is not None and guidance.kind == "token-classification" and guidance.labels != 1:
         raise ModelError(
             f"{guidance.name} is a token classifier with {guidance.labels} labels",
@@ -147,7 +159,7 @@ def plan_score(config: ScoreConfig) -> ScorePlan:
     tokenizer_name = config.tokenizer or reference.name
     tokenizer = load_tokenizer(tokenizer_source(config.tokenizer) if config.tokenizer else reference)
     limits = _limits(config, [source for source in (reference, guidance, guidance_base) if source])
-    dtype, device = pick_dtype(config.dtype, reference), pick_device(config.device)
+    dtype, device = pick_dtype(config.dtype, reference), device or pick_device(config.device)
     return ScorePlan(
         config=config,
         preferences=preferences,
@@ -159,17 +171,17 @@ def plan_score(config: ScoreConfig) -> ScorePlan:
         dtype=dtype,
         device=device,
         limits=limits,
-        fingerprint=_fingerprint(config, preferences, reference, guidance, guidance_base, tokenizer, dtype, device),
+        fingerprint=_fingerprint(config, preferences, reference, guidance, guidance_base, tokenizer, dtype, device)
+        if weights
+        else {},
     )
 
 
-def _resolve(config: ScoreConfig, name: str | None, option: str) -> ModelSource | None:
-    return resolve(name, option, trust_remote_code=config.trust_remote_code) if name else None
-
-
-def _reference_and_base(config: ScoreConfig, guidance: ModelSource | None) -> tuple[ModelSource, ModelSource | None]:
+def _reference_and_base(
+    config: ScoreConfig, guidance: ModelSource | None, find: Callable[[str, str], ModelSource]
+) -> tuple[ModelSource, ModelSource | None]:
     """The reference, and the base of guidance where that is an adapter."""
-    reference = _resolve(config, config.reference, "--reference")
+    reference = find(config.reference, "--reference") if config.reference else None
     if guidance is None or guidance.kind != "adapter":
         if reference is None:
             raise UsageError("--reference is missing", fix="name the model that the policy will start from")
@@ -178,8 +190,7 @@ def _reference_and_base(config: ScoreConfig, guidance: ModelSource | None) -> tu
         raise ModelError(f"--guidance {guidance.name}: the adapter names no base model", fix="save it with peft again")
     if reference is not None and guidance.base_name == reference.name:
         return reference, reference
-    base = _resolve(config, guidance.base_name, f"--guidance {guidance.name} has the base")
-    assert base is not None
+    base = find(guidance.base_name, f"--guidance {guidance.name} has the base")
     if reference is None or base.content_hash == reference.content_hash:
         return reference or base, reference or base
     return reference, base
@@ -217,14 +228,9 @@ def _fingerprint(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Fingerprint:
-    taken_over = (
-        "split prompt_column chosen_column rejected_column allow_control_tokens max_length max_prompt_length overlong "
-        "attn_implementation engine pairs_per_shard"
-    )
-    return {name: getattr(config, name) for name in taken_over.split()} | {
-        "dataset_sha256": preferences.fingerprint(),
-        "tokenizer_sha256": tokenizer_hash(tokenizer),
-        "chat_template_sha256": chat_template_hash(tokenizer),
+    return _text_fingerprint(config, preferences, tokenizer) | {
+        "attn_implementation": config.attn_implementation,
+        "engine": config.engine,
         "reference_sha256": reference.content_hash,
         "guidance_sha256": guidance.content_hash if guidance else None,
         "guidance_base_sha256": guidance_base.content_hash if guidance_base else None,
@@ -235,4 +241,16 @@ def _fingerprint(
         "torch": version("torch"),
         "pyarrow": version("pyarrow"),
         **engine_class(config.engine).versions(),
+    }
+
+
+def _text_fingerprint(config: ScoreConfig, preferences: PreferenceSet, tokenizer: Any) -> Fingerprint:
+    taken_over = (
+        "split prompt_column chosen_column rejected_column allow_control_tokens max_length max_prompt_length overlong "
+        "pairs_per_shard"
+    )
+    return {name: getattr(config, name) for name in taken_over.split()} | {
+        "dataset_sha256": preferences.fingerprint(),
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "chat_template_sha256": chat_template_hash(tokenizer),
     }

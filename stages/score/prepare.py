@@ -1,165 +1,199 @@
 """Before any model is loaded: every row is rendered, tokenised and checked, and lies ready by shard.
 
-A preparation that was stopped is done again from the start: it costs seconds where a model's pass costs hours.
+A shard holds the usable ones of `pairs_per_shard` consecutive source rows. Workers that share a run prepare every n-th
+shard each. Reading, rendering with tokenising, and writing run side by side, a few batches at a time, so that memory
+holds a shard or two whatever the set's size.
 """
 
 import hashlib
-import math
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import Any, NamedTuple
+import random
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import count, groupby, islice
+from operator import itemgetter
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+import pyarrow.parquet as pq
 
-from ...data.files import replace
-from ...data.preferences import PreferenceSet, Row
+from ...data.files import publish, replace
+from ...data.preferences import Row
 from ...data.rendering import Renderer, SetAside
 from ...data.schema import PAIR_SCHEMA, list_column, write_parquet
 from ...data.tokenization import PairIds, PairTokenizer, TokenizedPair
-from ...errors import DataError
-from ..console import meter
+from ...errors import DataError, UsageError
+from ..console import log, meter
 from .folder import OutputFolder
+from .overlap import Writer, ahead
+from .plan import ScorePlan
+from .records import Prepared, SetAsideRow, ShardRecord
+from .share import Share
 
 TOKENIZER_BATCH = 256
+BATCHES_AHEAD = 4
+MAX_SHARDS = 99_999
+"""As many as their names have room for."""
+HASHES_AT_ONCE = 16_000_000
+"""Content hashes that are sorted together to count duplicates, 8 bytes each."""
+
+TOKENS_SCHEMA = PAIR_SCHEMA.append(pa.field("content_hash", pa.uint64(), nullable=False))
 
 
-class SetAsideRow(BaseModel):
-    """A line of `_set_aside.jsonl`. Says where and why, never the row's text."""
+def prepare(plan: ScorePlan, folder: OutputFolder, share: Share) -> Prepared:
+    """Prepares this worker's shards, then those that other workers have not prepared, and adds the records up.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source_row: int
-    reason: str
-    detail: str
-
-
-class Prepared(BaseModel):
-    """What preparation found; `prepared.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rows_read: int
-    shard_rows: list[int]
-    duplicates: int
-    truncated: int
-    conversational: bool
-    largest_id: int
-    set_aside: list[SetAsideRow]
-
-    @property
-    def pairs(self) -> int:
-        """Rows that can be scored."""
-        return sum(self.shard_rows)
-
-
-class _Shard(NamedTuple):
-    pairs: list[tuple[int, TokenizedPair]]
-    set_aside: list[SetAsideRow]
-
-
-def prepare(
-    preferences: PreferenceSet,
-    renderer: Renderer,
-    tokenizer: PairTokenizer,
-    *,
-    pairs_per_shard: int,
-    folder: OutputFolder,
-) -> Prepared:
-    """Writes the tokens of every shard; a shard holds the usable ones of `pairs_per_shard` consecutive source rows.
+    Waiting for the others instead would be in vain where they are not started yet, as in a job array that is larger
+    than the part of the cluster that it gets.
 
     Raises:
         DataError: no rows, mixed forms, or a missing column.
     """
-    seen: set[bytes] = set()
-    set_aside: list[SetAsideRow] = []
-    shard_rows: list[int] = []
-    rows_read = duplicates = truncated = largest_id = 0
-    with meter("tokenising", len(preferences) or None) as progress:
-        for number, rows in enumerate(_chunks(preferences, pairs_per_shard)):
-            shard = _Shard([], [])
-            for batch in _chunks(rows, TOKENIZER_BATCH):
-                _prepare_batch(batch, renderer, tokenizer, shard)
+    prepare_share(plan, folder, share)
+    if missing := folder.unprepared():
+        log(f"{len(missing)} shards are not prepared by other workers yet: preparing them here")
+    while missing := folder.unprepared():
+        # A few at random, so that several workers that do this seldom take the same.
+        some = random.sample(missing, -(-len(missing) // 8))
+        _prepare_shards(plan, folder, some.__contains__)
+    return read_prepared(folder)
+
+
+def prepare_share(plan: ScorePlan, folder: OutputFolder, share: Share) -> None:
+    """Prepares those of this worker's shards that are not there."""
+    if folder.shard_count() is None or any(share.owns(shard) for shard in folder.unprepared()):
+        _prepare_shards(plan, folder, share.owns)
+
+
+def read_prepared(folder: OutputFolder) -> Prepared:
+    """The totals of a whole preparation."""
+    return Prepared(read_record(folder, shard) for shard in range(folder.shard_count() or 0))
+
+
+def read_record(folder: OutputFolder, shard: int) -> ShardRecord:
+    """What the preparation of a shard found."""
+    return ShardRecord.model_validate_json(folder.record(shard).read_bytes())
+
+
+def count_duplicates(folder: OutputFolder, pairs: int) -> int:
+    """Pairs whose token ids another pair has too, the first of them not counted.
+
+    They are told by 64-bit hashes; a range of the hashes at a time, so that memory does not grow with the set.
+    """
+    ranges = -(-pairs // HASHES_AT_ONCE)
+    shards = range(folder.shard_count() or 0)
+    duplicates = 0
+    for part in range(ranges):
+        files = (pq.read_table(folder.tokens(shard), columns=["content_hash"])["content_hash"] for shard in shards)
+        hashes = np.concatenate([some[some % ranges == part] for some in (file.to_numpy() for file in files)])
+        duplicates += len(hashes) - len(np.unique(hashes))
+    return duplicates
+
+
+def _prepare_shards(plan: ScorePlan, folder: OutputFolder, wanted: Callable[[int], bool]) -> None:
+    """Reads the whole set once; prepares those `wanted` shards that are not there."""
+    renderer, tokenizer = plan.renderer(), plan.pair_tokenizer()
+    batches = ahead(_batches(plan.preferences, plan.config.pairs_per_shard), BATCHES_AHEAD)
+    rows = 0
+    with meter("tokenising", len(plan.preferences) or None) as progress, Writer() as writer:
+        for shard, numbered in groupby(batches, itemgetter(0)):
+            if shard >= MAX_SHARDS:
+                raise UsageError(
+                    f"--pairs-per-shard {plan.config.pairs_per_shard} makes more than {MAX_SHARDS} shards",
+                    fix="make them larger",
+                )
+            builder = None if folder.record(shard).exists() or not wanted(shard) else ShardBuilder(renderer, tokenizer)
+            for _, batch in numbered:
+                _learn_columns(renderer, batch)
+                if builder:
+                    builder.add(batch)
+                rows += len(batch)
                 progress.advance(len(batch))
-            for _, pair in shard.pairs:
-                content = _content_hash(pair.ids)
-                duplicates += content in seen
-                seen.add(content)
-                truncated += pair.truncated
-                largest_id = max(largest_id, *(int(ids.max()) for ids in pair.ids))
-            replace(folder.tokens(number), lambda path, pairs=shard.pairs: write_parquet(_table(pairs), path))  # type: ignore[misc]
-            rows_read += len(rows)
-            shard_rows.append(len(shard.pairs))
-            set_aside += shard.set_aside
-    if rows_read == 0:
-        raise DataError(f"--dataset {preferences.name} has no rows", fix="name a file with preference pairs")
-    prepared = Prepared(
-        rows_read=rows_read,
-        shard_rows=shard_rows,
-        duplicates=duplicates,
-        truncated=truncated,
-        conversational=renderer.conversational,
-        largest_id=largest_id,
-        set_aside=set_aside,
-    )
-    replace(folder.prepared, lambda path: path.write_text(prepared.model_dump_json()), mode=0o600)
-    return prepared
+                writer.check()
+            if builder:
+                writer.submit(partial(builder.write, folder, shard))
+    if rows == 0:
+        raise DataError(f"--dataset {plan.preferences.name} has no rows", fix="name a file with preference pairs")
+    folder.set_shard_count(-(-rows // plan.config.pairs_per_shard))
 
 
-def read_prepared(folder: OutputFolder) -> Prepared | None:
-    """What an earlier run prepared, if it came to the end of it."""
-    return Prepared.model_validate_json(folder.prepared.read_bytes()) if folder.prepared.is_file() else None
+def _batches(preferences: Iterable[Row], pairs_per_shard: int) -> Iterator[tuple[int, list[Row]]]:
+    """The rows in batches, each with the number of its shard."""
+    rows = iter(preferences)
+    for shard in count():
+        left = pairs_per_shard
+        while left:
+            batch = list(islice(rows, min(left, TOKENIZER_BATCH)))
+            if not batch:
+                return
+            left -= len(batch)
+            yield shard, batch
 
 
-def require_few_set_aside(rows: Iterable[SetAsideRow], rows_read: int, limit: float) -> None:
-    """Raises DataError where more than `limit` of the rows read are set aside."""
-    rows = list(rows)
-    if len(rows) / rows_read <= limit:
-        return
-    raise DataError(
-        f"{len(rows)} of {rows_read} rows cannot be used ({_summary(rows)})",
-        fix=f"mend them, or allow more than {limit * 100:.4g}% with --max-set-aside {_round_up(len(rows) / rows_read)}",
-    )
+def _learn_columns(renderer: Renderer, batch: list[Row]) -> None:
+    """The set's first readable row decides the columns, whoever prepares its shard."""
+    first = next((row for row in batch if not row.problem), None)
+    if first:
+        renderer.require_columns(first.value)
 
 
-def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    remaining = iter(rows)
-    while chunk := list(islice(remaining, size)):
-        yield chunk
+class ShardBuilder:
+    """The tokens and the record of one shard, batch by batch."""
+
+    def __init__(self, renderer: Renderer, tokenizer: PairTokenizer) -> None:
+        self._renderer = renderer
+        self._tokenizer = tokenizer
+        self._tables = [TOKENS_SCHEMA.empty_table()]
+        self.record = ShardRecord()
+
+    def add(self, batch: list[Row]) -> None:
+        """Renders and tokenises `batch`."""
+        numbers, rendered = [], []
+        verdicts: list[tuple[int, SetAside]] = []
+        for row in batch:
+            try:
+                rendered.append(self._renderer.render(row))
+                numbers.append(row.number)
+            except SetAside as verdict:
+                verdicts.append((row.number, verdict))
+        pairs: list[tuple[int, TokenizedPair]] = []
+        for number, result in zip(numbers, self._tokenizer.encode(rendered), strict=True):
+            if isinstance(result, SetAside):
+                verdicts.append((number, result))
+            else:
+                pairs.append((number, result))
+        self._tables.append(_table(pairs))
+        self._count(len(batch), [pair for _, pair in pairs], verdicts)
+
+    def _count(self, rows: int, pairs: list[TokenizedPair], verdicts: list[tuple[int, SetAside]]) -> None:
+        record = self.record
+        record.rows += rows
+        record.pairs += len(pairs)
+        record.form = self._renderer.form
+        for number, why in sorted(verdicts, key=itemgetter(0)):
+            record.set_aside.append(SetAsideRow(source_row=number, reason=why.reason, detail=why.detail))
+        for pair in pairs:
+            record.prompt_tokens += len(pair.ids.prompt)
+            record.chosen_tokens += len(pair.ids.chosen)
+            record.rejected_tokens += len(pair.ids.rejected)
+            record.attended += attended(*map(len, pair.ids))
+            record.truncated += pair.truncated
+            record.largest_id = max(record.largest_id, *(int(ids.max()) for ids in pair.ids))
+
+    @property
+    def table(self) -> pa.Table:
+        """The pairs so far."""
+        return pa.concat_tables(self._tables)
+
+    def write(self, folder: OutputFolder, shard: int) -> None:
+        """Publishes the tokens, then the record, whose presence means that both are there."""
+        publish(folder.tokens(shard), lambda path: write_parquet(self.table, path))
+        replace(folder.record(shard), lambda path: path.write_text(self.record.model_dump_json()), mode=0o600)
 
 
-def _summary(rows: list[SetAsideRow]) -> str:
-    """The reasons with their counts and the first rows: '3 empty response (rows 4, 9, 17), 1 …'."""
-    parts = []
-    for reason, count in Counter(row.reason for row in rows).most_common():
-        examples = [row for row in rows if row.reason == reason][:3]
-        detail = f": {examples[0].detail}" if examples[0].detail else ""
-        numbers = ", ".join(str(row.source_row) for row in examples) + (" …" if count > 3 else "")
-        parts.append(f"{count} {reason}, row {numbers}{detail}")
-    return "; ".join(parts)
-
-
-def _round_up(share: float) -> float:
-    return min(1.0, math.ceil(share * 100) / 100)
-
-
-def _prepare_batch(rows: Iterable[Row], renderer: Renderer, tokenizer: PairTokenizer, shard: _Shard) -> None:
-    numbers, rendered = [], []
-    verdicts: list[tuple[int, SetAside]] = []
-    for row in rows:
-        try:
-            rendered.append(renderer.render(row))
-            numbers.append(row.number)
-        except SetAside as verdict:
-            verdicts.append((row.number, verdict))
-    for number, result in zip(numbers, tokenizer.encode(rendered), strict=True):
-        if isinstance(result, SetAside):
-            verdicts.append((number, result))
-        else:
-            shard.pairs.append((number, result))
-    for number, why in sorted(verdicts, key=lambda entry: entry[0]):
-        shard.set_aside.append(SetAsideRow(source_row=number, reason=why.reason, detail=why.detail))
+def attended(prompt: int, chosen: int, rejected: int) -> int:
+    """Pairs of tokens of which one attends to the other, the prompt laid out once."""
+    return (prompt**2 + chosen**2 + rejected**2) // 2 + prompt * (chosen + rejected)
 
 
 def _content_hash(ids: PairIds) -> bytes:
@@ -169,14 +203,15 @@ def _content_hash(ids: PairIds) -> bytes:
     return digest.digest()
 
 
-def pair_id(ids: PairIds, source_row: int) -> str:
+def pair_id(content_hash: bytes, source_row: int) -> str:
     """Stable, unique name of a pair: hash of its token ids and its place in the source."""
-    return hashlib.blake2b(_content_hash(ids) + source_row.to_bytes(8, "little"), digest_size=16).hexdigest()
+    return hashlib.blake2b(content_hash + source_row.to_bytes(8, "little"), digest_size=16).hexdigest()
 
 
 def _table(pairs: list[tuple[int, TokenizedPair]]) -> pa.Table:
+    hashes = [_content_hash(pair.ids) for _, pair in pairs]
     columns: dict[str, Any] = {
-        "pair_id": [pair_id(pair.ids, row) for row, pair in pairs],
+        "pair_id": [pair_id(content, row) for content, (row, _) in zip(hashes, pairs, strict=True)],
         "source_row": [row for row, _ in pairs],
         "prompt": [pair.text.prompt for _, pair in pairs],
         "chosen": [pair.text.chosen for _, pair in pairs],
@@ -184,5 +219,6 @@ def _table(pairs: list[tuple[int, TokenizedPair]]) -> pa.Table:
         "prompt_ids": list_column([pair.ids.prompt for _, pair in pairs], pa.int32()),
         "chosen_ids": list_column([pair.ids.chosen for _, pair in pairs], pa.int32()),
         "rejected_ids": list_column([pair.ids.rejected for _, pair in pairs], pa.int32()),
+        "content_hash": [int.from_bytes(content[:8], "little") for content in hashes],
     }
-    return pa.table(columns, schema=PAIR_SCHEMA)
+    return pa.table(columns, schema=TOKENS_SCHEMA)

@@ -1,16 +1,21 @@
 """`tgdpo score` that is stopped and started again."""
 
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import STANDARD_ROWS, Cli, Models, write_rows
 
 from tgdpo.stages.score.engines.transformers import TransformersEngine
+from tgdpo.stages.score.prepare import ShardBuilder
 
 
 @pytest.fixture
@@ -83,9 +88,11 @@ def test_a_smaller_token_budget_may_finish_a_run(
     call = ("score", "--dataset", pairs_file, "--reference", models.reference, "--output", tmp_path / "cache",
             "--pairs-per-shard", 10)  # fmt: skip
     original = TransformersEngine.score
+    calls: list[object] = []
 
     def interrupted_later(self: TransformersEngine, *arguments: object) -> object:
-        if list((tmp_path / "cache").rglob("reference-*")):
+        calls.append(self)
+        if len(calls) == 2:
             raise KeyboardInterrupt
         return original(self, *arguments)  # type: ignore[arg-type]
 
@@ -98,23 +105,99 @@ def test_a_smaller_token_budget_may_finish_a_run(
     ok(*call, "--batch-tokens", 64)
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
-    ok: Cli, run_cli: Cli, models: Models, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+class FailingWrites:
+    """Lets the first shard's scores fail to be written, and counts the batches computed after that."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail: Callable[[], None]) -> None:
+        self.batches_after = 0
+        self._fail = fail
+        self._failing = False
+        score, score_batch = TransformersEngine.score, TransformersEngine._score_batch
+        monkeypatch.setattr(TransformersEngine, "score", lambda *arguments: self._after(score(*arguments)))
+        monkeypatch.setattr(TransformersEngine, "_score_batch", lambda *arguments: self._slow(score_batch, *arguments))
+
+    def _after(self, scores: Any) -> Any:
+        if not self._failing:
+            self._failing = True
+            self._fail()
+        return scores
+
+    def _slow(self, score_batch: Any, *arguments: Any) -> Any:
+        if self._failing:
+            self.batches_after += 1
+            time.sleep(0.1)
+        return score_batch(*arguments)
+
+
+def test_a_full_disk_stops_the_run_at_once(
+    ok: Cli, run_cli: Cli, models: Models, many_pairs: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
+    """The second shard has some seventy batches; the run ends within a few of them, and goes on from there."""
+    call = ("score", "--dataset", many_pairs, "--reference", models.reference, "--output", small_disk / "cache",
+            "--pairs-per-shard", 100, "--batch-tokens", 64)  # fmt: skip
+    filler = small_disk / "filler"
 
-    from tgdpo.stages.score import run
+    def fill() -> None:
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    call = ("score", "--dataset", pairs_file, "--reference", models.reference, "--output", tmp_path / "cache")
     with monkeypatch.context() as patch:
-        patch.setattr(run, "publish", full)
+        writes = FailingWrites(patch, fill)
         result = run_cli(*call)
     assert result.code == 1
     assert "no space left" in result.error
+    assert 0 < writes.batches_after < 10
+    filler.unlink()
+    monkeypatch.delattr(ShardBuilder, "add")  # what was tokenised is kept
     ok(*call)
+    ok("verify", small_disk / "cache")
+
+
+def test_any_failing_write_stops_the_run_at_once(
+    ok: Cli, run_cli: Cli, models: Models, many_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system refuses files of more than a thousand bytes from the first shard's scores on."""
+    call = ("score", "--dataset", many_pairs, "--reference", models.reference, "--output", tmp_path / "cache",
+            "--pairs-per-shard", 100, "--batch-tokens", 64)  # fmt: skip
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with monkeypatch.context() as patch:
+        writes = FailingWrites(patch, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1])))
+        result = run_cli(*call)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.code == 1
+    assert "File too large" in result.error
+    assert 0 < writes.batches_after < 10
+    ok(*call)
+    ok("verify", tmp_path / "cache")
+
+
+def test_interrupted_as_by_ctrl_c(models: Models, many_pairs: Path, tmp_path: Path) -> None:
+    """A real signal in the middle of a pass: one line, exit code 130, and what was computed is written."""
+    call = ["score", "--dataset", str(many_pairs), "--reference", str(models.reference), "--guidance",
+            str(models.guidance), "--pairs-per-shard", "10", "--output", str(tmp_path / "cache")]  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-m", "tgdpo", *call], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "cache").glob("part-*")):
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "tgdpo: interrupted; what is finished stays, the same command goes on from there"
+    assert not list((tmp_path / "cache").rglob(".*.tmp"))
 
 
 def test_a_run_that_scored_nothing_gives_its_folder_up(

@@ -13,6 +13,7 @@ import torch
 
 from ....data.cache import Scores
 from ....data.tokenization import PairIds
+from ....errors import UsageError
 from ...models import ModelSource
 
 OnBatch = Callable[[int, int], None]
@@ -82,7 +83,12 @@ ENGINES = {
 
 
 def engine_class(name: str) -> type[Engine]:
-    """The class of the engine `name`."""
-    module, _, attribute = ENGINES[name].rpartition(".")
-    found: Any = getattr(import_module(module), attribute)
+    """The class of an engine by its name in `ENGINES`, or by its dotted path."""
+    module, _, attribute = ENGINES.get(name, name).rpartition(".")
+    try:
+        found: Any = getattr(import_module(module), attribute)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"--engine {name} ({error})", fix=f"name one of {', '.join(ENGINES)}, or a class as package.module.Class"
+        ) from error
     return found  # type: ignore[no-any-return]

@@ -244,7 +244,7 @@ class TestWholeSet:
     def test_two_forms(self) -> None:
         rows = renderer(CHAT)
         rows.render(Row(0, CHAT_ROW))
-        assert rows.conversational
+        assert rows.form.conversational
         with pytest.raises(DataError, match=r"row 0 is conversational, row 7 is standard"):
             rows.render(Row(7, TEXT_ROW))
 

@@ -1,0 +1,293 @@
+"""`tgdpo score --plan`: what a run will take, from token counts and the models' configurations. No weights are loaded.
+
+A pass costs the matrix products of every token (2 FLOPs a parameter), of the head at response tokens alone, and of
+attention (4 FLOPs a channel for every pair of tokens of which one attends to the other).
+"""
+
+import random
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from ...data.cache import pair_ids_of
+from ...data.preferences import Row
+from ...data.schema import write_parquet
+from ...errors import DataError, ModelError
+from ..console import meter, quiet_libraries
+from ..models import ModelSource
+from .config import ScoreConfig
+from .engines import PairScores
+from .folder import OutputFolder
+from .gpus import GPUS, Gpu
+from .plan import ScorePlan, plan_score
+from .prepare import ShardBuilder, read_prepared
+from .shards import reference_table, shard_table
+
+SAMPLE = 2000
+"""Rows that are tokenised where the set is not prepared yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What is to be scored."""
+
+    pairs: int
+    prompt_tokens: int
+    chosen_tokens: int
+    rejected_tokens: int
+    attended: int
+    """Pairs of tokens of which one attends to the other."""
+    cache_bytes: int
+    work_bytes: int
+    """Files that go when the cache is finished."""
+    source: str
+    """Where the figures come from, for people."""
+
+    @property
+    def response_tokens(self) -> int:
+        """Tokens that get a score."""
+        return self.chosen_tokens + self.rejected_tokens
+
+    def times(self, factor: float) -> "Load":
+        """The same pairs, `factor` times as many."""
+        numbers = {name: round(value * factor) for name, value in vars(self).items() if name != "source"}
+        return replace(self, **numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """What of a model decides its cost. For mixtures of experts, `body` counts the experts that a token uses."""
+
+    name: str
+    body: int
+    """Parameters that every token is multiplied with: neither embedding nor head."""
+    head: int
+    attention_channels: int
+    """Layers x attention heads x head dimension."""
+    weights: int
+    """Bytes of all parameters."""
+
+    def flops(self, load: Load) -> float:
+        """Of one pass over `load`."""
+        tokens = load.prompt_tokens + load.response_tokens
+        return (
+            2.0 * self.body * tokens
+            + 2.0 * self.head * load.response_tokens
+            + 4.0 * self.attention_channels * load.attended
+        )
+
+
+def gpu_hours(flops: float, gpu: Gpu, utilisation: float) -> float:
+    """Hours of one GPU."""
+    return flops / (gpu.peak * utilisation) / 3600
+
+
+def model_size(source: ModelSource, dtype: torch.dtype) -> ModelSize:
+    """Counts the parameters of a model that is made without memory.
+
+    Raises:
+        ModelError: transformers does not know the architecture.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            str(source.folder), trust_remote_code=source.trust_remote_code, local_files_only=True
+        )
+        is_classifier = source.kind == "token-classification"
+        auto = transformers.AutoModelForTokenClassification if is_classifier else transformers.AutoModelForCausalLM
+        with torch.device("meta"):
+            model = auto.from_config(config, trust_remote_code=source.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        raise ModelError(f"{source.name}: its size cannot be told ({error})", fix="check its config.json") from error
+    return size_of(source.name, model, config.get_text_config(), dtype)
+
+
+def size_of(name: str, model: Any, config: Any, dtype: torch.dtype) -> ModelSize:
+    """The size of a model by its (meta) parameters and its text configuration."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    embedding = model.get_input_embeddings().weight
+    output = model.get_output_embeddings()
+    head = output.weight.numel() if output is not None else 0
+    is_tied = output is not None and output.weight is embedding
+    experts = sum(parameter.numel() for name, parameter in model.named_parameters() if ".experts." in name)
+    count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    idle = experts * (1 - config.num_experts_per_tok / count) if experts and count else 0
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return ModelSize(
+        name=name,
+        body=round(total - embedding.numel() - (0 if is_tied else head) - idle),
+        head=head,
+        attention_channels=config.num_hidden_layers * config.num_attention_heads * width,
+        weights=total * dtype.itemsize,
+    )
+
+
+def estimate(config: ScoreConfig) -> str:
+    """The plan as text.
+
+    Raises:
+        TgdpoError: a set or model is missing, or does not fit.
+    """
+    quiet_libraries()
+    plan = plan_score(config, device=torch.device("cpu"), weights=False)
+    load = _prepared_load(plan) or _sampled_load(plan)
+    guide = plan.guidance_base or plan.guidance
+    passes = {"reference": plan.reference} | ({"guidance": guide} if guide else {})
+    sizes = {role: model_size(source, plan.dtype) for role, source in passes.items()}
+    return describe(load, sizes, config)
+
+
+def describe(load: Load, sizes: dict[str, ModelSize], config: ScoreConfig) -> str:
+    """One line per figure."""
+    gpu = GPUS[config.gpu]
+    hours = {role: gpu_hours(size.flops(load), gpu, config.utilisation) for role, size in sizes.items()}
+    total = sum(hours.values())
+    lines = [
+        ("pairs", f"{load.pairs:,} ({load.source})"),
+        ("tokens", f"{load.prompt_tokens:,} prompt, {load.chosen_tokens:,} chosen, {load.rejected_tokens:,} rejected"),
+        ("shards", f"{-(-load.pairs // config.pairs_per_shard):,} of {config.pairs_per_shard:,} rows"),
+        ("disk", f"{byte_text(load.cache_bytes)} cache, {byte_text(load.work_bytes)} more until it is finished"),
+    ]
+    for role, size in sizes.items():
+        fits = -(-size.weights // round(0.9 * gpu.memory))
+        lines.append(
+            (
+                role,
+                f"{size.name}: {_count(size.body + size.head)} parameters a token, weights {byte_text(size.weights)} "
+                f"({_plural(fits, 'GPU')} or more), {size.flops(load):.3g} FLOPs, {hours[role]:,.3g} GPU hours",
+            )
+        )
+    lines.append(
+        (
+            "time",
+            f"{_duration(total / config.gpus)} on {config.gpus} x {gpu.name} at {config.utilisation:.0%} of "
+            f"{gpu.peak / 1e12:.0f} TFLOP/s, {total:,.3g} GPU hours",
+        )
+    )
+    if config.gpu_price is not None:
+        lines.append(("cost", f"{total * config.gpu_price:,.2f} at {config.gpu_price:g} a GPU hour"))
+    return "\n".join(f"{name:<10} {text}" for name, text in lines)
+
+
+# Token counts
+
+
+def _prepared_load(plan: ScorePlan) -> Load | None:
+    """What a run in the output folder has prepared from the same set with the same options."""
+    folder = OutputFolder(Path(plan.config.output).expanduser())
+    if not folder.is_prepared_with(plan.text_fingerprint):
+        return None
+    prepared = read_prepared(folder)
+    table = pq.read_table(folder.tokens(0)).slice(0, SAMPLE)
+    load = load_of(table, prepared.attended, "all prepared")
+    scale = load.times(prepared.pairs / max(1, load.pairs))
+    return replace(
+        scale,
+        pairs=prepared.pairs,
+        prompt_tokens=prepared.prompt_tokens,
+        chosen_tokens=prepared.chosen_tokens,
+        rejected_tokens=prepared.rejected_tokens,
+        attended=prepared.attended,
+    )
+
+
+def _sampled_load(plan: ScorePlan) -> Load:
+    """Reads all rows and tokenises some of them, drawn at random."""
+    rows, count = _draw(plan)
+    builder = ShardBuilder(plan.renderer(), plan.pair_tokenizer())
+    builder.add(sorted(rows, key=lambda row: row.number))
+    if not builder.record.pairs:
+        raise DataError(
+            f"none of {len(rows)} rows of --dataset {plan.preferences.name} can be used "
+            f"({builder.record.set_aside[0].reason})",
+            fix="score a few rows to see why (--limit 100)",
+        )
+    load = load_of(builder.table, builder.record.attended, "")
+    usable = load.pairs / len(rows)
+    source = (
+        f"{count:,} rows" if len(rows) == count else f"tokens from {len(rows):,} of {count:,} rows, drawn at random"
+    )
+    if usable < 1:
+        source += f", {1 - usable:.1%} set aside"
+    return replace(load.times(count / len(rows)), source=source)
+
+
+def _draw(plan: ScorePlan) -> tuple[list[Row], int]:
+    """SAMPLE rows, each with equal chance, and the number of all rows (reservoir sampling)."""
+    draw = random.Random(0)
+    rows: list[Row] = []
+    count = 0
+    with meter("reading", len(plan.preferences) or None) as progress:
+        for row in plan.preferences:
+            count += 1
+            if len(rows) < SAMPLE:
+                rows.append(row)
+            elif (place := draw.randrange(count)) < SAMPLE:
+                rows[place] = row
+            progress.advance(1)
+    if not rows:
+        raise DataError(f"--dataset {plan.preferences.name} has no rows", fix="name a file with preference pairs")
+    return rows, count
+
+
+def load_of(tokens: pa.Table, attended: int, source: str) -> Load:
+    """The load of some prepared pairs; their bytes on disk are those of a shard with random scores."""
+    pairs = pair_ids_of(tokens)
+    noise = np.random.default_rng(0)
+    reference, guidance = (
+        [PairScores(*(noise.normal(-1, 1, len(ids)).astype(np.float32) for ids in pair[1:])) for pair in pairs]
+        for _ in range(2)
+    )
+    reference_file = reference_table(reference)
+    shard = shard_table(tokens, reference_file, guidance, kind="log-ratio", fingerprint={})
+    return Load(
+        pairs=len(pairs),
+        prompt_tokens=sum(len(pair.prompt) for pair in pairs),
+        chosen_tokens=sum(len(pair.chosen) for pair in pairs),
+        rejected_tokens=sum(len(pair.rejected) for pair in pairs),
+        attended=attended,
+        cache_bytes=_written_bytes(shard),
+        work_bytes=_written_bytes(tokens) + _written_bytes(reference_file),
+        source=source,
+    )
+
+
+def _written_bytes(table: pa.Table) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "shard.parquet"
+        write_parquet(table, path)
+        return path.stat().st_size
+
+
+# For people
+
+
+def byte_text(count: float) -> str:
+    """A number of bytes with its unit."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):  # noqa: B007
+        if count < 1000:
+            break
+        count /= 1000
+    return f"{count:.3g} {unit}"
+
+
+def _count(number: float) -> str:
+    unit, size = next((unit for unit in (("B", 1e9), ("M", 1e6), ("k", 1e3)) if number >= unit[1]), ("", 1))
+    return f"{number / size:.3g} {unit}".strip()
+
+
+def _duration(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{hours * 3600:.2g} seconds"
+    return f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:,.1f} hours"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
