@@ -1,10 +1,13 @@
 """The options of `tgdpo score`."""
 
-from typing import Literal
+import json
+from typing import Any, Literal
+
+from pydantic import field_validator
 
 from ..settings import Settings, option
 
-DATA, MODELS, LENGTHS, RUN = "Preference set", "Models", "Lengths", "Run"
+DATA, MODELS, LENGTHS, RUN, ENGINE = "Preference set", "Models", "Lengths", "Run", "Engine"
 
 
 class ScoreConfig(Settings):
@@ -55,9 +58,35 @@ class ScoreConfig(Settings):
 
     output: str = option(RUN)
     """Folder of the reward cache. The same command goes on where it stopped."""
-    engine: Literal["transformers"] = option(RUN, "transformers")
-    """What runs the models."""
     batch_tokens: int = option(RUN, 8192, gt=0)
     """Tokens of one forward pass, padding included."""
     pairs_per_shard: int = option(RUN, 8192, gt=0)
     """Source rows behind one shard."""
+
+    engine: str = option(ENGINE, "auto")
+    """What runs the models: transformers, vllm, the dotted path of an engine of your own, or auto (vllm on CUDA where
+    it is installed and knows the models, else transformers)."""
+    check_against: str | None = option(ENGINE, None, pattern=r"^[^:]+(:[1-9]\d*)?$")
+    """Score N pairs with another engine as well and report the difference: ENGINE or ENGINE:N, N is 32 by default."""
+    check_bound: float | None = option(ENGINE, None, gt=0)
+    """Warn where that difference, on average per token, is larger (nats). Default: 0.001 in float32, 0.1 else."""
+    tensor_parallel_size: int | None = option(ENGINE, None, gt=0)
+    """vllm: GPUs that share each layer."""
+    pipeline_parallel_size: int | None = option(ENGINE, None, gt=0)
+    """vllm: groups of GPUs that share the layers out."""
+    quantization: str | None = option(ENGINE, None)
+    """vllm: quantise the weights (fp8, bitsandbytes …). A checkpoint's own quantisation needs no option."""
+    gpu_memory_utilization: float | None = option(ENGINE, None, gt=0, le=1)
+    """vllm: share of each GPU's memory to use. Default: 0.85."""
+    max_model_len: int | None = option(ENGINE, None, gt=1)
+    """vllm: longest sequence in tokens. Default: that of the data, and one more."""
+    engine_arg: tuple[str, ...] = option(ENGINE, ())
+    """KEY=VALUE, an argument of the engine by its own name, vllm's EngineArgs for example; may be repeated. In YAML a
+    mapping."""
+
+    @field_validator("engine_arg", mode="before")
+    @classmethod
+    def _from_mapping(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            return tuple(f"{name}={json.dumps(value)}" for name, value in given.items())
+        return given

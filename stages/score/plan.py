@@ -31,7 +31,8 @@ from ..models import (
     tokenizer_source,
 )
 from .config import ScoreConfig
-from .engines import EngineSpec, engine_class
+from .engines import NAMED_ARGUMENTS, Engine, EngineSpec, engine_class
+from .engines.choice import Choice, choose_engine, engine_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,14 @@ class ScorePlan:
     dtype: torch.dtype
     device: torch.device
     limits: LengthLimits
+    engine: Choice
+    engine_arguments: dict[str, Any]
     fingerprint: Fingerprint
+
+    @property
+    def engine_class(self) -> type[Engine]:
+        """What runs the models."""
+        return engine_class(self.engine.name)
 
     @property
     def reward_kind(self) -> RewardKind:
@@ -64,10 +72,16 @@ class ScorePlan:
     @property
     def shares_base(self) -> bool:
         """Whether guidance is an adapter on the reference itself, so that one model serves both passes."""
-        return self.guidance_base is not None and self.guidance_base is self.reference
+        is_on_reference = self.guidance_base is not None and self.guidance_base is self.reference
+        return is_on_reference and self.engine_class.switches_adapter
 
-    def engine_spec(self, role: Literal["reference", "guidance"]) -> EngineSpec:
-        """The model of a pass. With a shared base it has the adapter, which the reference pass switches off."""
+    def engine_spec(self, role: Literal["reference", "guidance"], longest: int | None = None) -> EngineSpec:
+        """The model of a pass. With a shared base it has the adapter, which the reference pass switches off.
+
+        Args:
+            role: the pass.
+            longest: tokens of the longest row, once the data is prepared.
+        """
         source, adapter = self.reference, self.guidance if self.shares_base else None
         if role == "guidance" and self.guidance is not None and not self.shares_base:
             source, adapter = self.guidance_base or self.guidance, self.guidance if self.guidance_base else None
@@ -78,7 +92,15 @@ class ScorePlan:
             device=self.device,
             attn_implementation=self.config.attn_implementation,
             batch_tokens=self.config.batch_tokens,
+            longest=longest,
+            arguments=self.engine_arguments,
         )
+
+    def require_engine_fits(self) -> None:
+        """Raises UsageError or ModelError where the engine cannot do what is asked of it."""
+        self.engine_class.check(self.engine_spec("reference"))
+        if self.guidance is not None:
+            self.engine_class.check(self.engine_spec("guidance"))
 
     def renderer(self) -> Renderer:
         """Renders the rows with the plan's tokenizer."""
@@ -148,7 +170,11 @@ def plan_score(config: ScoreConfig) -> ScorePlan:
     tokenizer = load_tokenizer(tokenizer_source(config.tokenizer) if config.tokenizer else reference)
     limits = _limits(config, [source for source in (reference, guidance, guidance_base) if source])
     dtype, device = pick_dtype(config.dtype, reference), pick_device(config.device)
-    return ScorePlan(
+    models = [reference, guidance_base or guidance or reference]
+    engine = choose_engine(config.engine, models, device, config.attn_implementation)
+    arguments = engine_arguments({name: getattr(config, name) for name in NAMED_ARGUMENTS}, config.engine_arg)
+    fingerprint = _fingerprint(config, preferences, reference, guidance, guidance_base, tokenizer, dtype, device)
+    plan = ScorePlan(
         config=config,
         preferences=preferences,
         reference=reference,
@@ -159,8 +185,12 @@ def plan_score(config: ScoreConfig) -> ScorePlan:
         dtype=dtype,
         device=device,
         limits=limits,
-        fingerprint=_fingerprint(config, preferences, reference, guidance, guidance_base, tokenizer, dtype, device),
+        engine=engine,
+        engine_arguments=arguments,
+        fingerprint=fingerprint | _engine_fingerprint(engine.name, arguments),
     )
+    plan.require_engine_fits()
+    return plan
 
 
 def _resolve(config: ScoreConfig, name: str | None, option: str) -> ModelSource | None:
@@ -219,7 +249,7 @@ def _fingerprint(
 ) -> Fingerprint:
     taken_over = (
         "split prompt_column chosen_column rejected_column allow_control_tokens max_length max_prompt_length overlong "
-        "attn_implementation engine pairs_per_shard"
+        "attn_implementation pairs_per_shard"
     )
     return {name: getattr(config, name) for name in taken_over.split()} | {
         "dataset_sha256": preferences.fingerprint(),
@@ -234,5 +264,10 @@ def _fingerprint(
         "tgdpo": version("tgdpo"),
         "torch": version("torch"),
         "pyarrow": version("pyarrow"),
-        **engine_class(config.engine).versions(),
     }
+
+
+def _engine_fingerprint(name: str, arguments: dict[str, Any]) -> Fingerprint:
+    engine = engine_class(name)
+    lasting = engine.lasting_arguments(arguments)
+    return {"engine": name, **engine.versions(), **({"engine_arguments": lasting} if lasting else {})}

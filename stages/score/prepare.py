@@ -46,6 +46,8 @@ class Prepared(BaseModel):
     truncated: int
     conversational: bool
     largest_id: int
+    longest: int
+    """Tokens of the longest row, prompt and response together."""
     set_aside: list[SetAsideRow]
 
     @property
@@ -75,7 +77,7 @@ def prepare(
     seen: set[bytes] = set()
     set_aside: list[SetAsideRow] = []
     shard_rows: list[int] = []
-    rows_read = duplicates = truncated = largest_id = 0
+    rows_read = duplicates = truncated = largest_id = longest = 0
     with meter("tokenising", len(preferences) or None) as progress:
         for number, rows in enumerate(_chunks(preferences, pairs_per_shard)):
             shard = _Shard([], [])
@@ -88,6 +90,7 @@ def prepare(
                 seen.add(content)
                 truncated += pair.truncated
                 largest_id = max(largest_id, *(int(ids.max()) for ids in pair.ids))
+                longest = max(longest, len(pair.ids.prompt) + max(len(pair.ids.chosen), len(pair.ids.rejected)))
             replace(folder.tokens(number), lambda path, pairs=shard.pairs: write_parquet(_table(pairs), path))  # type: ignore[misc]
             rows_read += len(rows)
             shard_rows.append(len(shard.pairs))
@@ -101,6 +104,7 @@ def prepare(
         truncated=truncated,
         conversational=renderer.conversational,
         largest_id=largest_id,
+        longest=longest,
         set_aside=set_aside,
     )
     replace(folder.prepared, lambda path: path.write_text(prepared.model_dump_json()), mode=0o600)

@@ -21,7 +21,7 @@ from ...data.schema import ROW_GROUP_PAIRS, write_parquet
 from ...data.tokenization import PairIds
 from ..console import log, meter, quiet_libraries
 from .config import ScoreConfig
-from .engines import Engine, PairScores, engine_class
+from .engines import Engine, PairScores, score_pairs
 from .folder import OutputFolder
 from .plan import ScorePlan, plan_score
 from .prepare import Prepared, SetAsideRow, prepare, read_prepared, require_few_set_aside
@@ -41,6 +41,8 @@ def score(config: ScoreConfig) -> Manifest:
     """
     quiet_libraries()
     plan = plan_score(config)
+    if plan.engine.reason:
+        log(f"engine: {plan.engine.name} ({plan.engine.reason})")
     folder = OutputFolder(Path(config.output).expanduser())
     finished = folder.finished(plan.fingerprint)
     if finished is not None:
@@ -89,17 +91,17 @@ class ScoreRun:
                 progress.advance(pairs, f"{tokens / progress.seconds:,.0f} tokens/s")
 
             for shard in shards:
-                write(shard, engine.score(self._pairs(shard), on_batch))
+                write(shard, score_pairs(engine, self._pairs(shard), on_batch))
             log(f"{role}: {tokens:,} tokens in {progress.seconds:.1f} s, {tokens / progress.seconds:,.0f} tokens/s")
         if engine is not self._shared_engine:
             engine.close()
 
     def _engine(self, role: Role) -> Engine:
-        load = engine_class(self.plan.config.engine)
+        load, longest = self.plan.engine_class, self.prepared.longest
         if not self.plan.shares_base:
-            return load(self.plan.engine_spec(role))
+            return load(self.plan.engine_spec(role, longest))
         if self._shared_engine is None:
-            self._shared_engine = load(self.plan.engine_spec("reference"))
+            self._shared_engine = load(self.plan.engine_spec("reference", longest))
         self._shared_engine.adapter_on = role == "guidance"
         return self._shared_engine
 
