@@ -1,6 +1,7 @@
 """The options of `tgdpo score`."""
 
 import json
+import re
 from typing import Any, Literal
 
 from pydantic import field_validator
@@ -66,7 +67,7 @@ class ScoreConfig(Settings):
     engine: str = option(ENGINE, "auto")
     """What runs the models: transformers, vllm, the dotted path of an engine of your own, or auto (vllm on CUDA where
     it is installed and knows the models, else transformers)."""
-    check_against: str | None = option(ENGINE, None, pattern=r"^[^:]+(:[1-9]\d*)?$")
+    check_against: str | None = option(ENGINE, None)
     """Score N pairs with another engine as well and report the difference: ENGINE or ENGINE:N, N is 32 by default."""
     check_bound: float | None = option(ENGINE, None, gt=0)
     """Warn where that difference, on average per token, is larger (nats). Default: 0.001 in float32, 0.1 else."""
@@ -83,6 +84,13 @@ class ScoreConfig(Settings):
     engine_arg: tuple[str, ...] = option(ENGINE, ())
     """KEY=VALUE, an argument of the engine by its own name, vllm's EngineArgs for example; may be repeated. In YAML a
     mapping."""
+
+    @field_validator("check_against")
+    @classmethod
+    def _engine_and_number(cls, given: str | None) -> str | None:
+        if given is not None and not re.fullmatch(r"[^:]+(:0*[1-9]\d*)?", given):
+            raise ValueError("write ENGINE or ENGINE:N, as transformers:64")
+        return given
 
     @field_validator("engine_arg", mode="before")
     @classmethod

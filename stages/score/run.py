@@ -20,6 +20,7 @@ from ...data.rendering import Reason
 from ...data.schema import ROW_GROUP_PAIRS, write_parquet
 from ...data.tokenization import PairIds
 from ..console import log, meter, quiet_libraries
+from .check import check_engines, other_plan
 from .config import ScoreConfig
 from .engines import Engine, PairScores, score_pairs
 from .folder import OutputFolder
@@ -44,11 +45,22 @@ def score(config: ScoreConfig) -> Manifest:
     if plan.engine.reason:
         log(f"engine: {plan.engine.name} ({plan.engine.reason})")
     folder = OutputFolder(Path(config.output).expanduser())
+    other_plan(plan)
     finished = folder.finished(plan.fingerprint)
     if finished is not None:
+        return _checked(finished, plan, folder)
+    return ScoreRun(plan, folder).finish()
+
+
+def _checked(finished: Manifest, plan: ScorePlan, folder: OutputFolder) -> Manifest:
+    """The finished cache, with the engine check that is asked for and was not made yet."""
+    if plan.config.check_against is None or finished.engine_check is not None:
         log(f"{folder.path} is finished already, nothing to do")
         return finished
-    return ScoreRun(plan, folder).finish()
+    check = check_engines(plan, [folder.path / shard.name for shard in finished.shards])
+    manifest = finished.model_copy(update={"engine_check": check})
+    manifest.write(folder.path)
+    return manifest
 
 
 class ScoreRun:
@@ -173,6 +185,7 @@ class ScoreRun:
             ),
             set_aside_reasons=dict(Counter(str(row.reason) for row in set_aside)),
             shards=shards,
+            engine_check=check_engines(plan, [self._shard_path(n) for n in range(self.shards)]),
         )
         manifest.write(self.folder.path)
         self.folder.clean()

@@ -38,7 +38,7 @@ def choose_engine(
 
 
 def _against_vllm(sources: Sequence[ModelSource], device: torch.device, attn_implementation: str | None) -> str | None:
-    from .vllm import describe, installed_version
+    from .vllm import describe, installed_version, is_cpu_build
 
     if device.type != "cuda":
         return f"the device is {device.type}"
@@ -48,12 +48,12 @@ def _against_vllm(sources: Sequence[ModelSource], device: torch.device, attn_imp
         return "--attn-implementation is its option"
     if installed_version() is None:
         return "vllm is not installed"
+    if is_cpu_build():
+        return "this build of vllm runs on the CPU alone"
     try:
         known = describe()
     except TgdpoError as error:
         return error.problem
-    if known.is_cpu_build:
-        return "this build of vllm runs on the CPU alone"
     unknown = [source.name for source in sources if not set(_architecture(source)) & set(known.architectures)]
     return f"vllm does not know the architecture of {unknown[0]}" if unknown else None
 

@@ -106,8 +106,7 @@ class ProcessEngine(Engine):
                 if kind == "batch" and on_batch:
                     on_batch(*content)
                 elif kind == "error":
-                    self.close()
-                    raise _error_from(*content)
+                    raise self._error(*content)
                 elif kind == "failed":
                     self._end()
                     raise ModelError(f"{self.name} failed ({content})", fix=f"the whole story is in {self._log_path}")
@@ -117,6 +116,15 @@ class ProcessEngine(Engine):
             self._end()
             self._log_path.unlink(missing_ok=True)
             raise
+
+    def _error(self, kind: str, problem: str, fix: str) -> TgdpoError:
+        error: type[TgdpoError] = getattr(errors, kind)
+        _exited(self._process, SECONDS_TO_END)
+        self._end()
+        if issubclass(error, ModelError):
+            return error(problem, fix=f"{fix}; its log is {self._log_path}")
+        self._log_path.unlink(missing_ok=True)
+        return error(problem, fix=fix)
 
     def _death(self) -> TgdpoError:
         _exited(self._process, SECONDS_TO_END)
@@ -154,11 +162,6 @@ def _end_child(process: "subprocess.Popen[bytes]", connection: Connection) -> No
     process.wait()
     if process.stdin:
         process.stdin.close()
-
-
-def _error_from(kind: str, problem: str, fix: str) -> TgdpoError:
-    error: type[TgdpoError] = getattr(errors, kind)
-    return error(problem, fix=fix)
 
 
 # The child

@@ -192,20 +192,26 @@ def _numbers(version_: str) -> tuple[int, int]:
     return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
 
 
+def is_cpu_build() -> bool:
+    """Whether the vLLM that is installed runs on the CPU alone."""
+    try:
+        return "cpu" in version("vllm")
+    except PackageNotFoundError:
+        return installed_version() is not None
+
+
 class Description(NamedTuple):
     """What vLLM says of itself."""
 
     arguments: list[str]
     architectures: list[str]
-    is_cpu_build: bool
 
 
 _DESCRIBE = """
 import dataclasses, json
 from vllm import EngineArgs, ModelRegistry
-from vllm.platforms import current_platform
 names = [field.name for field in dataclasses.fields(EngineArgs) if not field.name.startswith("_")]
-print(json.dumps([names, sorted(ModelRegistry.get_supported_archs()), current_platform.is_cpu()]))
+print(json.dumps([names, sorted(ModelRegistry.get_supported_archs())]))
 """
 
 
@@ -234,12 +240,12 @@ def describe() -> Description:
 def _check_device(spec: EngineSpec) -> None:
     if spec.device.type not in ("cuda", "cpu"):
         raise UsageError(f"--engine vllm does not run on {spec.device.type}", fix="use --engine transformers")
-    if spec.device.type == "cpu" and not describe().is_cpu_build:
+    if spec.device.type == "cpu" and not is_cpu_build():
         raise UsageError(
             "--engine vllm: this build of vllm runs on GPUs, and the device is cpu",
             fix="use --engine transformers, which is faster on a CPU anyway",
         )
-    if spec.device.type == "cuda" and describe().is_cpu_build:
+    if spec.device.type == "cuda" and is_cpu_build():
         raise UsageError("--engine vllm: this build of vllm runs on the CPU alone", fix="use --device cpu")
 
 
@@ -264,11 +270,26 @@ class _Request(NamedTuple):
     pair: int
     prompt: Ids
     response: Ids
+    shared: int
+    """Tokens that it has in common with the request before it."""
 
     @property
     def ids(self) -> list[int]:
         ids: list[int] = np.concatenate([self.prompt, self.response]).tolist()
         return ids
+
+    def may_read_cache(self, block: int) -> bool:
+        """Whether what the request before it left in the prefix cache ends before the row that predicts the
+        response's first token. The cache is read in whole blocks, or not at all."""
+        return self.shared // block * block < len(self.prompt)
+
+
+def _requests(pairs: Sequence[PairIds]) -> Iterator[_Request]:
+    for number, (prompt, chosen, rejected) in enumerate(pairs):
+        yield _Request(number, prompt, chosen, 0)
+        both = min(len(chosen), len(rejected))
+        alike = int(np.argmin(np.append(chosen[:both] == rejected[:both], False)))
+        yield _Request(number, prompt, rejected, len(prompt) + alike)
 
 
 class InProcessVllm(Engine):
@@ -286,7 +307,7 @@ class InProcessVllm(Engine):
                 self._llm = LLM(**arguments)
             except Exception as error:
                 raise ModelError(
-                    f"{self.name}: vllm cannot load it ({type(error).__name__}: {first_line(error)})",
+                    f"{self.name}: vllm cannot load it ({_reason(error)})",
                     fix=_advice(error),
                 ) from error
         self._engine = self._llm.llm_engine
@@ -294,6 +315,7 @@ class InProcessVllm(Engine):
             self._engine.vllm_config.cache_config, "kv_sharing_fast_prefill", False
         )
         self._vocabulary = int(self._engine.model_config.get_vocab_size())
+        self._block = int(self._engine.vllm_config.cache_config.block_size)
         self._window = 2 * int(arguments["max_num_seqs"])
         self._requests_made = 0
         route = "log-probabilities of given ids" if self._by_target_ids else "flat prompt log-probabilities"
@@ -316,7 +338,7 @@ class InProcessVllm(Engine):
         self._require_known(pairs)
         # A shard's bytes depend on its own rows alone, not on what was scored before it.
         self._llm.reset_prefix_cache()
-        requests = [_Request(i, pair.prompt, response) for i, pair in enumerate(pairs) for response in pair[1:]]
+        requests = list(_requests(pairs))
         results: dict[int, Scores] = {}
         open_responses = [2] * len(pairs)
         pending = range(len(requests))
@@ -361,10 +383,11 @@ class InProcessVllm(Engine):
         while waiting or running:
             while waiting and len(running) < self._window:
                 number = waiting.popleft()
-                ids = requests[number].ids
+                request, ids = requests[number], requests[number].ids
                 name = str(self._requests_made)
                 self._requests_made += 1
-                self._engine.add_request(name, tokens_input(ids), self._parameters(requests[number], reads_cache))
+                parameters = self._parameters(request, reads_cache and request.may_read_cache(self._block))
+                self._engine.add_request(name, tokens_input(ids), parameters)
                 running[name] = number, ids
             finished = []
             for output in self._engine.step():
@@ -430,13 +453,13 @@ def flat_scores(prompt: int, ids: list[int], output: Any) -> Scores | None:
     Args:
         prompt: number of prompt tokens.
         ids: prompt and response.
-        output: vLLM's RequestOutput. Rows that were read from the prefix cache hold values that mean nothing: the first
-            row that counts, which predicts the response's first token, must not be among them.
+        output: vLLM's RequestOutput. Its rows that were read from the prefix cache hold values and ids that mean
+            nothing: the row that predicts the response's first token must not be among them.
     """
-    cached, flat = output.num_cached_tokens, output.prompt_logprobs
-    if cached is None or cached > prompt - 1 or flat is None or flat.token_ids != ids[1:]:
+    cached, flat, first = output.num_cached_tokens, output.prompt_logprobs, prompt - 1
+    if cached is None or cached > first or flat is None or flat.token_ids[first:] != ids[prompt:]:
         return None
-    return np.asarray(flat.logprobs[prompt - 1 :], np.float32)
+    return np.asarray(flat.logprobs[first:], np.float32)
 
 
 def engine_arguments(spec: EngineSpec, folder: Path, *, by_target_ids: bool) -> dict[str, Any]:
@@ -481,6 +504,13 @@ def _expects_v2_runner(spec: EngineSpec) -> bool:
         and os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "1") != "0"
         and find_spec("triton") is not None
     )
+
+
+def _reason(error: Exception) -> str:
+    """An exception in one line; of pydantic's, what is wrong with the first value."""
+    messages = getattr(error, "errors", None)
+    text = messages()[0]["msg"].removeprefix("Value error, ") if callable(messages) else first_line(error)
+    return f"{type(error).__name__}: {text}"
 
 
 def _advice(error: Exception) -> str:
