@@ -483,6 +483,9 @@ def engine_arguments(spec: EngineSpec, folder: Path, *, by_target_ids: bool) -> 
     }
     if spec.device.type == "cuda":
         arguments["gpu_memory_utilization"] = MEMORY_SHARE
+    else:
+        # vLLM takes 128 on a CPU, and shorter prompts would not be shared at all.
+        arguments["block_size"] = 32
     if spec.arguments.get("quantization") is None:
         arguments["load_format"] = "safetensors"
     if spec.longest is not None:
