@@ -14,9 +14,10 @@ float32 forward and prints the memory before, during and after each engine; it r
 import argparse
 import json
 import os
+import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import numpy as np
 import psutil
 import torch
 import transformers
-from common import MODELS, in_process, machine, make_model, make_pairs, measure, table
+from common import MODELS, in_process, machine, make_model, make_pairs, table
 
 from tgdpo.data.tokenization import PairIds
 from tgdpo.stages.console import quiet_libraries
@@ -55,6 +56,24 @@ def spec_of(folder: Path, dtype: str, device: torch.device, pairs: Sequence[Pair
 # Throughput
 
 
+def measure(work: Callable[[], float], repeats: int) -> dict[str, float]:
+    """Runs `work` once to warm up and `repeats` times more; median wall seconds, and CPU seconds of a pass over all
+    processes of ours: on one thread these are what an idle machine would need."""
+    value = work()
+    seconds, before = [], _cpu_seconds()
+    for _ in range(repeats):
+        start = time.perf_counter()
+        value = work()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(seconds), "cpu": (_cpu_seconds() - before) / repeats, "last": value}
+
+
+def _cpu_seconds() -> float:
+    process = psutil.Process()
+    times = [p.cpu_times() for p in [process, *process.children(recursive=True)]]
+    return float(sum(t.user + t.system for t in times))
+
+
 def plain(spec: EngineSpec, pairs: Sequence[PairIds], repeats: int) -> dict[str, float]:
     """vLLM without us, with the settings of our engine but for the prefix cache, which it does not read by itself."""
     os.environ.update(VllmEngine.environment(spec))
@@ -67,7 +86,7 @@ def plain(spec: EngineSpec, pairs: Sequence[PairIds], repeats: int) -> dict[str,
     )  # fmt: skip
     parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, flat_logprobs=True)
 
-    def work(_: int) -> float:
+    def work() -> float:
         ids = [np.concatenate([pair.prompt, part]).tolist() for pair in pairs for part in pair[1:]]
         prompts = [TokensPrompt(prompt_token_ids=row) for row in ids]
         outputs = llm.generate(prompts, parameters, use_tqdm=False)
@@ -81,7 +100,7 @@ def through_us(name: str, spec: EngineSpec, pairs: Sequence[PairIds], repeats: i
     """An engine as `tgdpo score` runs it."""
     engine = engine_class(name)(spec)
 
-    def work(_: int) -> float:
+    def work() -> float:
         scores = engine.score(pairs, lambda *_: None)
         return float(sum(side.sum(dtype=np.float64) for pair in scores for side in pair))
 
@@ -103,15 +122,16 @@ def run_variant(variant: str, name: str, dtype: str, prompt: int, count: int, re
 
 def compare(model: str, dtype: str, prompt: int, options: argparse.Namespace) -> str:
     """A row per variant, relative to the first."""
-    rows = [["variant", "tokens/s", "times as fast", "sum of log-probabilities"]]
+    rows = [["variant", "tokens/s", "tokens per CPU second", "times as many", "sum of log-probabilities"]]
     first = 0.0
     for variant in options.variants:
         arguments = ["--models", model, "--dtypes", dtype, "--prompts", prompt]
         arguments += ["--pairs", options.pairs, "--repeats", options.repeats]
         result = in_process(__file__, variant, [str(argument) for argument in arguments], options.threads)
+        per_cpu = result["tokens"] / result["cpu"]
+        first = first or per_cpu
         speed = result["tokens"] / result["seconds"]
-        first = first or speed
-        rows.append([variant, f"{speed:,.0f}", f"{speed / first:.2f}", f"{result['last']:,.1f}"])
+        rows.append([variant, f"{speed:,.0f}", f"{per_cpu:,.0f}", f"{per_cpu / first:.2f}", f"{result['last']:,.1f}"])
     return table(rows)
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +29,9 @@ from . import Engine, EngineSpec, OnBatch, PairScores, class_at
 
 SECONDS_TO_END = 60.0
 """How long a child may take to end by itself."""
+
+SECONDS_BETWEEN_REPORTS = 0.2
+"""How often a child tells its progress."""
 
 _CHILD = "from tgdpo.stages.score.engines.process import serve; serve()"
 
@@ -178,13 +181,16 @@ def serve() -> None:
         engine = class_at(dotted)(spec)
         connection.send(("ready", getattr(engine, "notes", [])))
         while (pairs := connection.recv()) is not None:
-            connection.send(("scores", engine.score(pairs, _reporter(connection))))
+            reporter = _Reporter(connection)
+            scores = engine.score(pairs, reporter)
+            reporter.send()
+            connection.send(("scores", scores))
         engine.close()
     except TgdpoError as error:
         traceback.print_exc()
         connection.send(("error", (type(error).__name__, error.problem, error.fix)))
-    except (EOFError, BrokenPipeError):
-        pass
+    except (EOFError, ConnectionError):
+        _end_session()  # the parent is gone
     except Exception as error:
         traceback.print_exc()
         connection.send(("failed", f"{type(error).__name__}: {first_line(error)}"))
@@ -195,16 +201,34 @@ def serve() -> None:
     os._exit(0)
 
 
-def _reporter(connection: Connection) -> Callable[[int, int], None]:
-    def on_batch(pairs: int, tokens: int) -> None:
-        connection.send(("batch", (pairs, tokens)))
+class _Reporter:
+    """Sends progress now and then: a message wakes the parent, which has better things to do."""
 
-    return on_batch
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._pairs = self._tokens = 0
+        self._last = time.monotonic()
+
+    def __call__(self, pairs: int, tokens: int) -> None:
+        self._pairs += pairs
+        self._tokens += tokens
+        if time.monotonic() - self._last >= SECONDS_BETWEEN_REPORTS:
+            self.send()
+
+    def send(self) -> None:
+        self._connection.send(("batch", (self._pairs, self._tokens)))
+        self._pairs = self._tokens = 0
+        self._last = time.monotonic()
 
 
 def _end_with_parent() -> None:
-    """Returns never: standard input ends when the parent does, and with it this process and its own children."""
+    """Returns never: standard input ends when the parent does."""
     sys.stdin.buffer.read()
+    _end_session()
+
+
+def _end_session() -> None:
+    """Ends this process and all that it started."""
     os.killpg(0, signal.SIGKILL)
 
 
