@@ -7,7 +7,8 @@ environment, .venv-vllm, for CPUs):
     vllm          vLLM through `--engine vllm`, in the process of its own that users get
     transformers  `--engine transformers`
 
-`--overhead` measures what our Python adds to vLLM's own time. `--check [MODEL …]` compares the engines with the naive
+`--overhead` measures what our Python adds to vLLM's own time, `--rounding` what bfloat16 does to the scores of two models
+and to the rewards between them. `--check [MODEL …]` compares the engines with the naive
 float32 forward and prints the memory before, during and after each engine; it runs on a GPU where there is one.
 """
 
@@ -267,6 +268,65 @@ def _used_gb(device: torch.device) -> float:
     return sum(p.memory_info().rss for p in [process, *process.children(recursive=True)]) / 1e9
 
 
+# Rounding
+
+ROUNDING_MODEL = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4,
+                  "num_key_value_heads": 2, "vocab_size": 400, "initializer_range": 0.08}  # fmt: skip
+
+
+def rounding(noise: float, engines: Sequence[str], count: int = 80) -> str:
+    """Errors of bfloat16 against the same weights in float32, of two models and of the rewards between them.
+
+    Args:
+        noise: how far guidance is from the reference, as a share of each weight's spread.
+        engines: names as of `--engine`; a row for each, and one for guidance by the last and the reference by the first.
+        count: pairs.
+    """
+    pairs = make_pairs(count, ROUNDING_MODEL["vocab_size"], prompt=(10, 40), response=(20, 60))  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as name:
+        folders = _two_models(Path(name), noise)
+        specs = [spec_of(folder, "bfloat16", pick_device("auto"), pairs) for folder in folders]
+        exact = [_flat("transformers", replace(spec, dtype=torch.float32), pairs) for spec in specs]
+        found = {engine: [_flat(engine, spec, pairs) for spec in specs] for engine in engines}
+    found[f"guidance {engines[-1]}, reference {engines[0]}"] = [found[engines[0]][0], found[engines[-1]][1]]
+    starts = np.cumsum([0, *(len(side) for pair in pairs for side in pair[1:])][:-1])
+    rewards = exact[1] - exact[0]
+    rows = [
+        ["bfloat16 by", "reference", "guidance", "rewards", "largest", "signed", "correlation", "sum of a response"]
+    ]
+    for name, scores in found.items():
+        errors = [ours - theirs for ours, theirs in zip(scores, exact, strict=True)]
+        of_rewards = errors[1] - errors[0]
+        means = [f"{np.abs(error).mean():.3f}" for error in (*errors, of_rewards)]
+        rows.append(
+            [name, *means, f"{np.abs(of_rewards).max():.2f}", f"{of_rewards.mean():.4f}",
+             f"{np.corrcoef(*errors)[0, 1]:.2f}", f"{np.abs(np.add.reduceat(of_rewards, starts)).mean():.2f}"]
+        )  # fmt: skip
+    own = np.abs(rewards).mean(), np.abs(np.add.reduceat(rewards, starts)).mean()
+    return (
+        f"{table(rows)}\n\nThe rewards' own size: {own[0]:.3f}, of a response's sum {own[1]:.2f}; {len(rewards)} tokens"
+    )
+
+
+def _two_models(folder: Path, noise: float) -> list[Path]:
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(max_position_embeddings=256, **ROUNDING_MODEL))
+    model = model.bfloat16()
+    model.save_pretrained(folder / "reference")
+    for parameter in model.parameters():
+        weights = parameter.data.float()
+        parameter.data = (weights + noise * weights.std() * torch.randn_like(weights)).bfloat16()
+    model.save_pretrained(folder / "guidance")
+    return [folder / "reference", folder / "guidance"]
+
+
+def _flat(name: str, spec: EngineSpec, pairs: Sequence[PairIds]) -> np.ndarray:
+    engine = engine_class(name)(spec)
+    scores = engine.score(pairs, lambda *_: None)
+    engine.close()
+    return np.concatenate([side for pair in scores for side in pair]).astype(np.float64)
+
+
 def main() -> None:
     """Prints one table per model, dtype and prompt length, or what was asked for instead."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -279,7 +339,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--overhead", nargs="?", type=int, const=10_000, metavar="SEQUENCES")
     parser.add_argument("--check", nargs="*", metavar="MODEL", help="S-32k where none is named")
-    parser.add_argument("--engines", nargs="+", default=["transformers", "vllm"], help="of --check")
+    parser.add_argument("--rounding", nargs="*", type=float, metavar="NOISE", help="0.05 and 0.01 where none is given")
+    parser.add_argument("--engines", nargs="+", default=["transformers", "vllm"], help="of --check and --rounding")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.variant:
@@ -290,6 +351,10 @@ def main() -> None:
     print(machine(), f"vllm {installed_version()}, {options.threads} thread(s)", sep=", ")
     if options.overhead:
         print(f"\n{overhead(options.overhead)}")
+    elif options.rounding is not None:
+        for noise in options.rounding or [0.05, 0.01]:
+            print(f"\nguidance {noise:.0%} from the reference, mean |error| per token in nats\n")
+            print(rounding(noise, options.engines), flush=True)
     elif options.check is not None:
         device = pick_device("auto")
         for model in options.check or ["S-32k"]:
