@@ -7,9 +7,9 @@ environment, .venv-vllm, for CPUs):
     vllm          vLLM through `--engine vllm`, in the process of its own that users get
     transformers  `--engine transformers`
 
-`--overhead` measures what our Python adds to vLLM's own time, `--rounding` what bfloat16 does to the scores of two models
-and to the rewards between them. `--check [MODEL …]` compares the engines with the naive
-float32 forward and prints the memory before, during and after each engine; it runs on a GPU where there is one.
+`--overhead` measures what our Python adds to vLLM's own time, `--rounding` what bfloat16 does to the scores of two
+models and to the rewards between them. `--check [MODEL …]` compares the engines with the naive float32 forward and
+prints the memory before, during and after each engine; it runs on a GPU where there is one.
 """
 
 import argparse
@@ -279,7 +279,7 @@ def rounding(noise: float, engines: Sequence[str], count: int = 80) -> str:
 
     Args:
         noise: how far guidance is from the reference, as a share of each weight's spread.
-        engines: names as of `--engine`; a row for each, and one for guidance by the last and the reference by the first.
+        engines: names as of `--engine`; a row each, and one for guidance by the last and the reference by the first.
         count: pairs.
     """
     pairs = make_pairs(count, ROUNDING_MODEL["vocab_size"], prompt=(10, 40), response=(20, 60))  # type: ignore[arg-type]

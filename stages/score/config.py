@@ -60,7 +60,7 @@ class ScoreConfig(Settings):
     output: str = option(RUN)
     """Folder of the reward cache. The same command goes on where it stopped."""
     batch_tokens: int = option(RUN, 8192, gt=0)
-    """Tokens of one forward pass, padding included."""
+    """Tokens of one forward pass, padding included (vllm: at most 2048 where it makes all logits of a pass)."""
     pairs_per_shard: int = option(RUN, 8192, gt=0)
     """Source rows behind one shard."""
 
