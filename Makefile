@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
 
-.PHONY: demo test test-ray lint format install clean
+.PHONY: demo test test-ray test-vllm lint format install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tgdpo demo
@@ -24,6 +25,10 @@ lint: $(VENV)/.installed-dev
 	mkdir -p $(VENV)/types && ln -sfn "$(CURDIR)" $(VENV)/types/tgdpo
 	cd $(VENV)/types && ../bin/mypy --config-file tgdpo/pyproject.toml \
 		tgdpo/__init__.py tgdpo/__main__.py tgdpo/cli.py tgdpo/errors.py tgdpo/data tgdpo/pipeline tgdpo/stages
+
+# The vllm engine with the real vLLM, its CPU build, in an environment of its own: it pins its own torch and transformers.
+test-vllm: $(VLLM_VENV)/.installed
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/unit/stages/score/engines tests/integration/test_vllm.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -46,5 +51,11 @@ $(VENV)-ray/.installed: pyproject.toml constraints.txt
 	$(VENV)-ray/bin/python -m pip install --quiet -c constraints.txt -e '.[ray]' pytest
 	touch $@
 
+$(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -r constraints-vllm.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-ray build *.egg-info tgdpo-demo
+	rm -rf $(VENV) $(VENV)-ray $(VLLM_VENV) build *.egg-info tgdpo-demo

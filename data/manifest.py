@@ -18,7 +18,7 @@ RewardKind = Literal["log-ratio", "token-classification", "none"]
 Fingerprint = dict[str, Any]
 """Everything that decides a score, flat: field name to a JSON value."""
 
-ENVIRONMENT_FIELDS = ("device", "torch", "transformers", "pyarrow", "tgdpo")
+ENVIRONMENT_FIELDS = ("device", "torch", "transformers", "vllm", "pyarrow", "tgdpo")
 """Fields of the fingerprint that say where a cache was made. They must agree while it is being written, so that one
 cache never mixes two library versions; a finished cache stays what it is after an upgrade."""
 
@@ -49,6 +49,28 @@ class Counts(_Record):
     truncated: int
 
 
+class Difference(_Record):
+    """Per-token |difference| between two engines, in nats."""
+
+    mean: float
+    max: float
+
+
+class EngineCheck(_Record):
+    """Pairs of the cache that another engine scored as well."""
+
+    against: str
+    pairs: int
+    tokens: int
+    """Response tokens of these pairs."""
+    reference: Difference
+    guidance: Difference | None
+    """Guidance's scores, None without guidance; like `rewards`, guidance minus reference."""
+    rewards: Difference | None
+    reward_size: float | None
+    """Mean |reward| of these tokens, to hold the difference against."""
+
+
 class Manifest(_Record):
     """Contents of `_manifest.json`."""
 
@@ -71,6 +93,8 @@ class Manifest(_Record):
     counts: Counts
     set_aside_reasons: dict[str, int]
     shards: list[Shard]
+    engine_check: EngineCheck | None = None
+    """Set by `--check-against`."""
 
     @property
     def rows(self) -> int:

@@ -7,7 +7,6 @@ folder: if this process dies, the same command goes on.
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..data.manifest import Manifest
@@ -20,7 +19,7 @@ from ..stages.score.passes import Pass, Progress
 from ..stages.score.plan import ScorePlan, plan_score
 from ..stages.score.prepare import prepare_share
 from ..stages.score.records import Prepared, SetAsideRow
-from ..stages.score.run import or_finished_elsewhere, passes_of, prepare_checked
+from ..stages.score.run import open_output, or_finished_elsewhere, passes_of, prepare_checked
 from ..stages.score.share import WHOLE, Share
 from .handout import DEATHS_ALLOWED, Handout
 from .ray_cluster import Pool, cluster, device_of, import_ray, last_line, pool_of
@@ -42,10 +41,8 @@ def score_with_ray(config: ScoreConfig) -> Manifest:
     with cluster(ray, config.address):
         pool = pool_of(ray, config)
         plan = plan_score(config, device=device_of(config, pool.gpus))
-        folder = OutputFolder(Path(config.output).expanduser().absolute())
-        finished = folder.finished(plan.fingerprint)
+        folder, finished = open_output(plan)
         if finished is not None:
-            log(f"{folder.path} is finished already, nothing to do")
             return finished
         return or_finished_elsewhere(plan, folder, lambda: _finish(ray, plan, folder, pool))
 
@@ -99,7 +96,7 @@ class RayRun:
         self.plan = plan
         self.prepared = prepared
         self.pool = pool
-        passes = passes_of(plan, folder, len(prepared.shard_pairs))
+        passes = passes_of(plan, folder, prepared)
         self.jobs: list[list[Pass]] = [passes] if plan.shares_base else [[each] for each in passes]
         self.missing = [job[-1].missing(range(len(prepared.shard_pairs))) for job in self.jobs]
         self.handout = Handout(self.missing)

@@ -1,13 +1,15 @@
 """The options of `tgdpo score`."""
 
-from typing import Literal
+import json
+import re
+from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
 from ..settings import Settings, option
 from .share import Share
 
-DATA, MODELS, LENGTHS, RUN = "Preference set", "Models", "Lengths", "Run"
+DATA, MODELS, LENGTHS, RUN, ENGINE = "Preference set", "Models", "Lengths", "Run", "Engine"
 WORKERS, PLAN = "Many workers", "Planning"
 
 
@@ -59,12 +61,32 @@ class ScoreConfig(Settings):
 
     output: str = option(RUN)
     """Folder of the reward cache. The same command goes on where it stopped."""
-    engine: str = option(RUN, "transformers")
-    """What runs the models: transformers, or an engine of your own as package.module.Class."""
     batch_tokens: int | None = option(RUN, None, gt=0)
-    """Tokens of one forward pass, padding included. Default: 8192, on CUDA more as long as memory lasts."""
+    """Tokens of one forward pass, padding included (vllm: at most 2048 where it makes all logits of a pass). Default:
+    8192, with transformers on CUDA more as long as memory lasts."""
     pairs_per_shard: int = option(RUN, 8192, gt=0)
     """Source rows behind one shard."""
+
+    engine: str = option(ENGINE, "auto")
+    """What runs the models: transformers, vllm, the dotted path of an engine of your own, or auto (vllm on CUDA where
+    it is installed and knows the models, else transformers)."""
+    check_against: str | None = option(ENGINE, None)
+    """Score N pairs with another engine as well and report the difference: ENGINE or ENGINE:N, N is 32 by default."""
+    check_bound: float | None = option(ENGINE, None, gt=0)
+    """Warn where that difference, on average per token, is larger (nats). Default: 0.001 in float32, 0.1 else."""
+    tensor_parallel_size: int | None = option(ENGINE, None, gt=0)
+    """vllm: GPUs that share each layer."""
+    pipeline_parallel_size: int | None = option(ENGINE, None, gt=0)
+    """vllm: groups of GPUs that share the layers out."""
+    quantization: str | None = option(ENGINE, None)
+    """vllm: quantise the weights (fp8, bitsandbytes …). A checkpoint's own quantisation needs no option."""
+    gpu_memory_utilization: float | None = option(ENGINE, None, gt=0, le=1)
+    """vllm: share of each GPU's memory to use. Default: 0.85."""
+    max_model_len: int | None = option(ENGINE, None, gt=1)
+    """vllm: longest sequence in tokens. Default: that of the data, and one more."""
+    engine_arg: tuple[str, ...] = option(ENGINE, ())
+    """KEY=VALUE, an argument of the engine by its own name, vllm's EngineArgs for example; may be repeated. In YAML a
+    mapping."""
 
     worker: str | None = option(WORKERS, None)
     """i/n: be worker i of n, i from 0 to n-1, on one output folder; for job arrays. Whoever ends last finishes the
@@ -90,6 +112,20 @@ class ScoreConfig(Settings):
     """Share of the GPUs' dense bfloat16 peak that --plan reckons with."""
     gpu_price: float | None = option(PLAN, None, gt=0)
     """Price of a GPU hour; --plan then prints the cost."""
+
+    @field_validator("check_against")
+    @classmethod
+    def _engine_and_number(cls, given: str | None) -> str | None:
+        if given is not None and not re.fullmatch(r"[^:]+(:0*[1-9]\d*)?", given):
+            raise ValueError("write ENGINE or ENGINE:N, as transformers:64")
+        return given
+
+    @field_validator("engine_arg", mode="before")
+    @classmethod
+    def _from_mapping(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            return tuple(f"{name}={json.dumps(value)}" for name, value in given.items())
+        return given
 
     @field_validator("worker")
     @classmethod

@@ -12,6 +12,7 @@ from ...data.files import replace, sha256_file
 from ...data.manifest import Counts, Manifest, Shard
 from ...data.rendering import Reason
 from ...data.schema import ROW_GROUP_PAIRS
+from .check import check_engines
 from .folder import OutputFolder
 from .plan import ScorePlan
 from .prepare import count_duplicates, read_record
@@ -74,6 +75,7 @@ def publish_manifest(plan: ScorePlan, prepared: Prepared, folder: OutputFolder) 
         ),
         set_aside_reasons=dict(set_aside.reasons),
         shards=[each.shard for each in finished],
+        engine_check=check_engines(plan, [folder.shard(shard, count) for shard in range(count)]),
     )
     manifest.write(folder.path)
     folder.clean()

@@ -14,7 +14,7 @@ from ...data.manifest import Fingerprint, RewardKind
 from ...data.schema import write_parquet
 from ...data.tokenization import PairIds
 from ..console import Meter
-from .engines import Engine, EngineSpec, PairScores
+from .engines import Engine, EngineSpec, PairScores, score_pairs
 from .folder import OutputFolder
 from .overlap import Writer, ahead
 from .shards import reference_table, shard_table
@@ -114,4 +114,4 @@ def run_pass(
             writer.check()
 
         for shard, pairs in ahead((shard, work.pairs(shard)) for shard in shards):
-            writer.submit(partial(write, shard, engine.score(pairs, on_batch)))
+            writer.submit(partial(write, shard, score_pairs(engine, pairs, on_batch)))

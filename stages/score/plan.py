@@ -33,7 +33,8 @@ from ..models import (
     tokenizer_source,
 )
 from .config import ScoreConfig
-from .engines import EngineSpec, engine_class
+from .engines import NAMED_ARGUMENTS, Engine, EngineSpec, engine_class
+from .engines.choice import Choice, choose_engine, engine_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,14 @@ class ScorePlan:
     dtype: torch.dtype
     device: torch.device
     limits: LengthLimits
+    engine: Choice
+    engine_arguments: dict[str, Any]
     fingerprint: Fingerprint
+
+    @property
+    def engine_class(self) -> type[Engine]:
+        """What runs the models."""
+        return engine_class(self.engine.name)
 
     @property
     def reward_kind(self) -> RewardKind:
@@ -71,10 +79,16 @@ class ScorePlan:
     @property
     def shares_base(self) -> bool:
         """Whether guidance is an adapter on the reference itself, so that one model serves both passes."""
-        return self.guidance_base is not None and self.guidance_base is self.reference
+        is_on_reference = self.guidance_base is not None and self.guidance_base is self.reference
+        return is_on_reference and self.engine_class.switches_adapter
 
-    def engine_spec(self, role: Literal["reference", "guidance"]) -> EngineSpec:
-        """The model of a pass. With a shared base it has the adapter, which the reference pass switches off."""
+    def engine_spec(self, role: Literal["reference", "guidance"], longest: int | None = None) -> EngineSpec:
+        """The model of a pass. With a shared base it has the adapter, which the reference pass switches off.
+
+        Args:
+            role: the pass.
+            longest: tokens of the longest row, once the data is prepared.
+        """
         source, adapter = self.reference, self.guidance if self.shares_base else None
         if role == "guidance" and self.guidance is not None and not self.shares_base:
             source, adapter = self.guidance_base or self.guidance, self.guidance if self.guidance_base else None
@@ -85,7 +99,15 @@ class ScorePlan:
             device=self.device,
             attn_implementation=self.config.attn_implementation,
             batch_tokens=self.config.batch_tokens,
+            longest=longest,
+            arguments=self.engine_arguments,
         )
+
+    def require_engine_fits(self) -> None:
+        """Raises UsageError or ModelError where the engine cannot do what is asked of it."""
+        self.engine_class.check(self.engine_spec("reference"))
+        if self.guidance is not None:
+            self.engine_class.check(self.engine_spec("guidance"))
 
     def renderer(self) -> Renderer:
         """Renders the rows with the plan's tokenizer."""
@@ -160,7 +182,14 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
     tokenizer = load_tokenizer(tokenizer_source(config.tokenizer) if config.tokenizer else reference)
     limits = _limits(config, [source for source in (reference, guidance, guidance_base) if source])
     dtype, device = pick_dtype(config.dtype, reference), device or pick_device(config.device)
-    return ScorePlan(
+    models = [reference, guidance_base or guidance or reference]
+    engine = choose_engine(config.engine, models, device, config.attn_implementation)
+    arguments = engine_arguments({name: getattr(config, name) for name in NAMED_ARGUMENTS}, config.engine_arg)
+    fingerprint: Fingerprint = {}
+    if weights:
+        fingerprint = _fingerprint(config, preferences, reference, guidance, guidance_base, tokenizer, dtype, device)
+        fingerprint |= _engine_fingerprint(engine.name, arguments)
+    plan = ScorePlan(
         config=config,
         preferences=preferences,
         reference=reference,
@@ -171,10 +200,13 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
         dtype=dtype,
         device=device,
         limits=limits,
-        fingerprint=_fingerprint(config, preferences, reference, guidance, guidance_base, tokenizer, dtype, device)
-        if weights
-        else {},
+        engine=engine,
+        engine_arguments=arguments,
+        fingerprint=fingerprint,
     )
+    if weights:
+        plan.require_engine_fits()
+    return plan
 
 
 def _reference_and_base(
@@ -230,7 +262,6 @@ def _fingerprint(
 ) -> Fingerprint:
     return _text_fingerprint(config, preferences, tokenizer) | {
         "attn_implementation": config.attn_implementation,
-        "engine": config.engine,
         "reference_sha256": reference.content_hash,
         "guidance_sha256": guidance.content_hash if guidance else None,
         "guidance_base_sha256": guidance_base.content_hash if guidance_base else None,
@@ -240,7 +271,6 @@ def _fingerprint(
         "tgdpo": version("tgdpo"),
         "torch": version("torch"),
         "pyarrow": version("pyarrow"),
-        **engine_class(config.engine).versions(),
     }
 
 
@@ -254,3 +284,9 @@ def _text_fingerprint(config: ScoreConfig, preferences: PreferenceSet, tokenizer
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "chat_template_sha256": chat_template_hash(tokenizer),
     }
+
+
+def _engine_fingerprint(name: str, arguments: dict[str, Any]) -> Fingerprint:
+    engine = engine_class(name)
+    lasting = engine.lasting_arguments(arguments)
+    return {"engine": name, **engine.versions(), **({"engine_arguments": lasting} if lasting else {})}

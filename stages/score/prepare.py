@@ -179,6 +179,7 @@ class ShardBuilder:
             record.attended += attended(*map(len, pair.ids))
             record.truncated += pair.truncated
             record.largest_id = max(record.largest_id, *(int(ids.max()) for ids in pair.ids))
+            record.longest = max(record.longest, len(pair.ids.prompt) + max(map(len, pair.ids[1:])))
 
     @property
     def table(self) -> pa.Table:

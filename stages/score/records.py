@@ -26,7 +26,8 @@ class SetAsideRow(BaseModel):
 class ShardRecord(BaseModel):
     """What the preparation of one shard found; `prepared-NNNNN.json`.
 
-    `form` is the first row's that it knows of, `attended` the pairs of tokens of which one attends to the other.
+    `form` is the first row's that it knows of, `attended` the pairs of tokens of which one attends to the other,
+    `longest` the tokens of the longest row, prompt and response together.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -39,6 +40,7 @@ class ShardRecord(BaseModel):
     attended: int = 0
     truncated: int = 0
     largest_id: int = 0
+    longest: int = 0
     form: Form | None = None
     set_aside: list[SetAsideRow] = []
 
@@ -87,7 +89,7 @@ class Prepared:
     """
 
     def __init__(self, records: Iterable[ShardRecord]) -> None:
-        self.rows_read = self.truncated = self.largest_id = 0
+        self.rows_read = self.truncated = self.largest_id = self.longest = 0
         self.prompt_tokens = self.chosen_tokens = self.rejected_tokens = self.attended = 0
         self.shard_pairs: list[int] = []
         self.set_aside = SetAsideCount()
@@ -99,6 +101,7 @@ class Prepared:
         self.rows_read += record.rows
         self.truncated += record.truncated
         self.largest_id = max(self.largest_id, record.largest_id)
+        self.longest = max(self.longest, record.longest)
         self.prompt_tokens += record.prompt_tokens
         self.chosen_tokens += record.chosen_tokens
         self.rejected_tokens += record.rejected_tokens

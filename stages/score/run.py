@@ -12,6 +12,7 @@ from typing import TypeVar
 from ...data.manifest import Manifest
 from ...errors import TgdpoError
 from ..console import log, meter, quiet_libraries
+from .check import check_engines, other_plan
 from .config import ScoreConfig
 from .engines import Engine, engine_class
 from .finish import finished_shard, publish_manifest
@@ -36,13 +37,36 @@ def score(config: ScoreConfig) -> Manifest | None:
     """
     quiet_libraries()
     plan = plan_score(config)
-    folder = OutputFolder(Path(config.output).expanduser().absolute())
     share = Share.parse(config.worker) if config.worker else WHOLE
-    finished = folder.finished(plan.fingerprint)
+    folder, finished = open_output(plan)
     if finished is not None:
-        log(f"{folder.path} is finished already, nothing to do")
         return finished
     return or_finished_elsewhere(plan, folder, lambda: ScoreRun(plan, folder, share).finish())
+
+
+def open_output(plan: ScorePlan) -> tuple[OutputFolder, Manifest | None]:
+    """The output folder, and the manifest where the cache is finished already.
+
+    Raises:
+        TgdpoError: the cache there has other settings, or an engine cannot do what is asked of it.
+    """
+    if plan.engine.reason:
+        log(f"engine: {plan.engine.name} ({plan.engine.reason})")
+    folder = OutputFolder(Path(plan.config.output).expanduser().absolute())
+    other_plan(plan)
+    finished = folder.finished(plan.fingerprint)
+    return folder, finished and _checked(finished, plan, folder)
+
+
+def _checked(finished: Manifest, plan: ScorePlan, folder: OutputFolder) -> Manifest:
+    """The finished cache, with the engine check that is asked for and was not made yet."""
+    if plan.config.check_against is None or finished.engine_check is not None:
+        log(f"{folder.path} is finished already, nothing to do")
+        return finished
+    check = check_engines(plan, [folder.path / shard.name for shard in finished.shards])
+    manifest = finished.model_copy(update={"engine_check": check})
+    manifest.write(folder.path)
+    return manifest
 
 
 class ScoreRun:
@@ -57,7 +81,7 @@ class ScoreRun:
 
     def finish(self) -> Manifest | None:
         """Scores the missing shards; publishes the manifest if none is missing then, here or elsewhere."""
-        passes = passes_of(self.plan, self.folder, len(self.prepared.shard_pairs))
+        passes = passes_of(self.plan, self.folder, self.prepared)
         missing = passes[-1].missing(self.shards)
         if len(missing) < len(self.shards):
             log(f"going on: {len(self.shards) - len(missing)} of {len(self.shards)} shards are there")
@@ -131,16 +155,16 @@ def or_finished_elsewhere(plan: ScorePlan, folder: OutputFolder, work: Callable[
         return finished
 
 
-def passes_of(plan: ScorePlan, folder: OutputFolder, shards: int) -> list[Pass]:
+def passes_of(plan: ScorePlan, folder: OutputFolder, prepared: Prepared) -> list[Pass]:
     """The passes of a run, in their order."""
     roles: list[Role] = ["reference", "guidance"] if plan.guidance else ["reference"]
     return [
         Pass(
             role=role,
-            engine=plan.config.engine,
-            spec=plan.engine_spec(role),
+            engine=plan.engine.name,
+            spec=plan.engine_spec(role, prepared.longest),
             folder=folder,
-            shards=shards,
+            shards=len(prepared.shard_pairs),
             reward_kind=plan.reward_kind,
             fingerprint=plan.fingerprint,
         )

@@ -17,14 +17,16 @@ from ...budget import token_budget
 from ...console import warn
 from ...logps import ResponseLogps, ResponseRewards, to_device
 from ...models import add_adapter, load_model
-from . import EngineSpec, OnBatch, PairScores
+from . import Engine, EngineSpec, OnBatch, PairScores
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """A causal LM scored by its log-probabilities, or a token classifier scored by its output.
 
     See `Engine`.
     """
+
+    switches_adapter = True
 
     def __init__(self, spec: EngineSpec) -> None:
         self.name = spec.name

@@ -1,0 +1,181 @@
+"""An engine in a process of its own: progress, errors, deaths, and that nothing outlives it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from support import Models
+
+from tgdpo.data.tokenization import PairIds
+from tgdpo.errors import ModelError, UsageError
+from tgdpo.stages.models import resolve
+from tgdpo.stages.score.engines import Engine, EngineSpec, OnBatch, PairScores
+from tgdpo.stages.score.engines.dummy import DummyEngine
+from tgdpo.stages.score.engines.process import ProcessEngine
+
+PAIRS = [PairIds(*(np.arange(5, 5 + n + i, dtype=np.int32) for n in (4, 6, 5))) for i in range(7)]
+
+
+class Inner(DummyEngine):
+    """Does what its arguments say, in the child."""
+
+    notes: ClassVar[list[str]] = ["a line for people"]
+
+    def __init__(self, spec: EngineSpec) -> None:
+        super().__init__(EngineSpec(source=spec.source, dtype=spec.dtype, device=spec.device, batch_tokens=1))
+        self._then = spec.arguments.get("then")
+        if pids := spec.arguments.get("pids"):
+            grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            Path(pids).write_text(f"{os.getpid()} {grandchild.pid}")
+        if self._then == "refuse":
+            raise UsageError("the option cannot work", fix="leave it out")
+
+    def score(self, pairs: Sequence[PairIds], on_batch: OnBatch) -> list[PairScores]:
+        sys.stdout.write("noise on stdout\n")
+        sys.stdout.flush()
+        if self._then == "raise":
+            raise ZeroDivisionError("division of something")
+        if self._then == "model-error":
+            raise ModelError("the model cannot", fix="take another")
+        if self._then == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._then == "exit":
+            os._exit(3)
+        if self._then == "hang":
+            while True:
+                on_batch(0, 0)
+                time.sleep(0.1)
+        return super().score(pairs, on_batch)
+
+
+class InItsOwnProcess(ProcessEngine):
+    """The wrapper under test."""
+
+    inner = f"{__name__}.Inner"
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        return {}
+
+
+@pytest.fixture
+def spec(models: Models, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A spec for `Inner`; the child finds this module by its folder."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr(InItsOwnProcess, "inner", f"{Path(__file__).stem}.Inner")
+    source = resolve(str(models.reference), "--reference")
+
+    def make(**arguments: Any) -> EngineSpec:
+        return EngineSpec(
+            source=source, dtype=torch.float32, device=torch.device("cpu"), batch_tokens=1, arguments=arguments
+        )
+
+    return make
+
+
+def test_scores_and_progress_are_the_inner_engines(spec: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    expected = DummyEngine(spec()).score(PAIRS, lambda *_: None)
+    engine: Engine = InItsOwnProcess(spec())
+    counted: list[tuple[int, int]] = []
+    found = engine.score(PAIRS, lambda *batch: counted.append(batch))
+    assert tuple(map(sum, zip(*counted, strict=True))) == (len(PAIRS), sum(pair.tokens for pair in PAIRS))
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours.chosen, theirs.chosen)
+        np.testing.assert_array_equal(ours.rejected, theirs.rejected)
+    engine.close()
+    engine.close()
+    captured = capfd.readouterr()
+    assert "a line for people" in captured.err
+    assert "noise" not in captured.out + captured.err
+
+
+def test_expected_errors_come_back_as_they_are(spec: Any) -> None:
+    with pytest.raises(UsageError) as refused:
+        InItsOwnProcess(spec(then="refuse"))
+    assert str(refused.value) == "the option cannot work: leave it out"
+    engine = InItsOwnProcess(spec(then="model-error"))
+    with pytest.raises(ModelError, match=r"the model cannot: take another; its log is .*\.log$") as failed:
+        engine.score(PAIRS, lambda *_: None)
+    log = Path(str(failed.value).rpartition(" ")[2])
+    assert "noise on stdout" in log.read_text()
+    log.unlink()
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        ("raise", r"failed \(ZeroDivisionError: division of something\)"),
+        ("killed", r"died \(signal SIGKILL, most likely by the system, for want of memory\)"),
+        ("exit", r"died \(exit code 3\)"),
+    ],
+)
+def test_what_nobody_expected_is_one_line_with_the_log(spec: Any, then: str, message: str) -> None:
+    engine = InItsOwnProcess(spec(then=then))
+    with pytest.raises(ModelError, match=message) as failed:
+        engine.score(PAIRS, lambda *_: None)
+    assert "\n" not in str(failed.value)
+    log = Path(str(failed.value).rpartition(" ")[2])
+    assert "noise on stdout" in log.read_text()
+    log.unlink()
+    engine.close()
+
+
+def ended(pids: Path) -> bool:
+    """Whether the child and what it started are gone."""
+    numbers = [int(pid) for pid in pids.read_text().split()]
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        alive = [pid for pid in numbers if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+        if not alive:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_the_child_and_its_children_end_on_close(spec: Any, tmp_path: Path) -> None:
+    engine = InItsOwnProcess(spec(pids=str(tmp_path / "pids")))
+    assert not (tmp_path / "log").exists()
+    engine.close()
+    assert ended(tmp_path / "pids")
+
+
+def test_the_child_ends_when_the_call_is_interrupted(spec: Any, tmp_path: Path) -> None:
+    engine = InItsOwnProcess(spec(pids=str(tmp_path / "pids"), then="hang"))
+
+    def interrupt(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.score(PAIRS, interrupt)
+    assert ended(tmp_path / "pids")
+
+
+def test_the_child_ends_when_the_parent_is_killed(models: Models, tmp_path: Path) -> None:
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_process, torch
+from tgdpo.stages.models import resolve
+from tgdpo.stages.score.engines import EngineSpec
+spec = EngineSpec(source=resolve({str(models.reference)!r}, ""), dtype=torch.float32, device=torch.device("cpu"),
+                  batch_tokens=1, arguments={{"pids": {str(tmp_path / "pids")!r}, "then": "hang"}})
+engine = test_process.InItsOwnProcess(spec)
+print("loaded", flush=True)
+engine.score(test_process.PAIRS, lambda *_: None)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "loaded\n"
+    parent.kill()
+    parent.communicate()
+    assert ended(tmp_path / "pids")
