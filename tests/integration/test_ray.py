@@ -106,7 +106,7 @@ def alone(calls: Calls, tmp_path: Path) -> dict[str, Any]:
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=300)
     return process.returncode, stdout, stderr
 
 
