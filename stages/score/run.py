@@ -42,8 +42,6 @@ def score(config: ScoreConfig) -> Manifest:
     """
     quiet_libraries()
     plan = plan_score(config)
-    if plan.engine.reason:
-        log(f"engine: {plan.engine.name} ({plan.engine.reason})")
     folder = OutputFolder(Path(config.output).expanduser())
     other_plan(plan)
     finished = folder.finished(plan.fingerprint)
@@ -72,6 +70,7 @@ class ScoreRun:
         self.prepared = _prepared(plan, folder)
         self.shards = len(self.prepared.shard_rows)
         self._shared_engine: Engine | None = None
+        self._has_said_engine = False
 
     def finish(self) -> Manifest:
         """Scores the missing shards and publishes the manifest."""
@@ -94,6 +93,7 @@ class ScoreRun:
         if not shards:
             return
         engine = self._engine(role)
+        self._say_which_engine()
         tokens = 0
         with meter(role, sum(self.prepared.shard_rows[n] for n in shards)) as progress:
 
@@ -116,6 +116,12 @@ class ScoreRun:
             self._shared_engine = load(self.plan.engine_spec("reference", longest))
         self._shared_engine.adapter_on = role == "guidance"
         return self._shared_engine
+
+    def _say_which_engine(self) -> None:
+        """Once, where it was left open; after a model is loaded, so that what went wrong before stands alone."""
+        if self.plan.engine.reason and not self._has_said_engine:
+            log(f"engine: {self.plan.engine.name} ({self.plan.engine.reason})")
+        self._has_said_engine = True
 
     def _pairs(self, shard: int) -> list[PairIds]:
         columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
