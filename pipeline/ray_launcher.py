@@ -19,7 +19,7 @@ from ..stages.score.passes import Pass, Progress
 from ..stages.score.plan import ScorePlan, plan_score
 from ..stages.score.prepare import prepare_share
 from ..stages.score.records import Prepared, SetAsideRow
-from ..stages.score.run import open_output, or_finished_elsewhere, passes_of, prepare_checked
+from ..stages.score.run import open_output, or_finished_elsewhere, passes_of, prepare_checked, say_engine
 from ..stages.score.share import WHOLE, Share
 from .handout import DEATHS_ALLOWED, Handout
 from .ray_cluster import Pool, cluster, device_of, import_ray, last_line, pool_of
@@ -49,6 +49,7 @@ def score_with_ray(config: ScoreConfig) -> Manifest:
 
 def _finish(ray: Any, plan: ScorePlan, folder: OutputFolder, pool: Pool) -> Manifest:
     prepared = prepare_checked(plan, folder, WHOLE, lambda: _prepare_everywhere(ray, plan, folder, pool))
+    say_engine(plan)
     RayRun(ray, plan, folder, prepared, pool).finish()
     return publish_manifest(plan, prepared, folder)
 

@@ -50,8 +50,6 @@ def open_output(plan: ScorePlan) -> tuple[OutputFolder, Manifest | None]:
     Raises:
         TgdpoError: the cache there has other settings, or an engine cannot do what is asked of it.
     """
-    if plan.engine.reason:
-        log(f"engine: {plan.engine.name} ({plan.engine.reason})")
     folder = OutputFolder(Path(plan.config.output).expanduser().absolute())
     other_plan(plan)
     finished = folder.finished(plan.fingerprint)
@@ -78,6 +76,7 @@ class ScoreRun:
         self.prepared = prepare_checked(plan, folder, share)
         self.shards = [shard for shard in range(len(self.prepared.shard_pairs)) if share.owns(shard)]
         self._shared_engine: Engine | None = None
+        self._has_said_engine = False
 
     def finish(self) -> Manifest | None:
         """Scores the missing shards; publishes the manifest if none is missing then, here or elsewhere."""
@@ -98,6 +97,7 @@ class ScoreRun:
         if not shards:
             return
         engine = self._engine(work)
+        self._say_engine()
         with meter(work.role, sum(self.prepared.shard_pairs[shard] for shard in shards)) as bar:
             progress = Progress(bar)
             run_pass(work, shards, engine, progress, lambda shard: self._note(work, shard))
@@ -113,6 +113,12 @@ class ScoreRun:
             self._shared_engine = load(work.spec)
         self._shared_engine.adapter_on = work.role == "guidance"
         return self._shared_engine
+
+    def _say_engine(self) -> None:
+        """Once, after a model is loaded, so that the line of a run that cannot start stands alone."""
+        if not self._has_said_engine:
+            say_engine(self.plan)
+        self._has_said_engine = True
 
     def _note(self, work: Pass, shard: int) -> None:
         if work.is_last:
@@ -153,6 +159,12 @@ def or_finished_elsewhere(plan: ScorePlan, folder: OutputFolder, work: Callable[
         if finished is None:
             raise
         return finished
+
+
+def say_engine(plan: ScorePlan) -> None:
+    """Logs which engine the run has and why, where that was left open."""
+    if plan.engine.reason:
+        log(f"engine: {plan.engine.name} ({plan.engine.reason})")
 
 
 def passes_of(plan: ScorePlan, folder: OutputFolder, prepared: Prepared) -> list[Pass]:

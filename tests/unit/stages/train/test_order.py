@@ -10,7 +10,7 @@ from support import STANDARD_ROWS, Models, write_rows
 import tgdpo
 from tgdpo.data import schema
 from tgdpo.data.cache import RewardCache
-from tgdpo.stages.score import run as score_run
+from tgdpo.stages.score import finish
 from tgdpo.stages.train.order import PairOrder
 
 
@@ -21,7 +21,7 @@ def cache(models: Models, tmp_path_factory: pytest.TempPathFactory) -> RewardCac
     rows = [{**row, "prompt": f"{n}. {row['prompt']}"} for n, row in enumerate(STANDARD_ROWS * 10)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schema, "ROW_GROUP_PAIRS", 16)
-        patch.setattr(score_run, "ROW_GROUP_PAIRS", 16)
+        patch.setattr(finish, "ROW_GROUP_PAIRS", 16)
         tgdpo.score(
             tgdpo.ScoreConfig(
                 dataset=str(write_rows(folder / "pairs.jsonl", rows)),
