@@ -38,7 +38,7 @@ def options(models: Models, tmp_path: Path) -> dict[str, object]:
 def score_by_workers(config: ScoreConfig) -> tuple[list[list[Pass]], list[Done]]:
     plan, folder = plan_score(config), OutputFolder(Path(config.output))
     prepared = prepare_checked(plan, folder, WHOLE)
-    passes = passes_of(plan, folder, len(prepared.shard_pairs))
+    passes = passes_of(plan, folder, prepared)
     jobs = [passes] if plan.shares_base else [[each] for each in passes]
     done: list[Done] = []
     for job in jobs:
@@ -71,7 +71,7 @@ def test_a_shard_that_is_there_is_left_alone(options: dict[str, object], tmp_pat
     config = build(ScoreConfig, options, {"output": str(tmp_path / "cache"), "guidance": None})
     plan, folder = plan_score(config), OutputFolder(tmp_path / "cache")
     prepared = prepare_checked(plan, folder, WHOLE)
-    worker = ShardWorker(passes_of(plan, folder, len(prepared.shard_pairs)))
+    worker = ShardWorker(passes_of(plan, folder, prepared))
     worker.load()
     assert worker.score(3)[0].pairs == 5
     before = folder.shard(3, 8).stat().st_mtime_ns
