@@ -231,7 +231,7 @@ def _accelerator(config: TrainConfig, *, offload: bool) -> Accelerator:
         project_dir=str(Path(config.output).expanduser() / "logs"),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=_TIMEOUT, backend=backend),
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
 
