@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format install clean
+.PHONY: demo test faults lint format install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tgdpo demo
@@ -11,6 +11,10 @@ demo: $(VENV)/.installed
 test: lint $(VENV)/.installed-dev
 	# One thread each: two workers with two threads on two cores wait for one another.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Training killed twenty times at random moments, in every way; `make test` does it three times.
+faults: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 TGDPO_KILLS=20 $(BIN)/python -m pytest tests/faults
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

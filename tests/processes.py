@@ -14,7 +14,9 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 _CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tgdpo.cli", "tgdpo.stages.train.run", "peft", "transformers.models.llama"])
+_CONTEXT.set_forkserver_preload(
+    ["tgdpo.cli", "tgdpo.stages.train.run", "datasets", "peft", "transformers.models.llama"]
+)
 
 
 @dataclass(frozen=True)
