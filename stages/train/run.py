@@ -54,10 +54,10 @@ def train(config: TrainConfig) -> TrainResult:
     require_installed(config.report_to)
     for name, why in config.idle.items():
         warn(f"--{name.replace('_', '-')} does nothing with {why}")
-    cache = RewardCache(Path(config.cache).expanduser())
+    cache = RewardCache(config.cache)
     source = resolve(config.model, "--model", trust_remote_code=config.trust_remote_code)
     tokenizer = _fitting_tokenizer(config, cache, source)
-    cache.require_unchanged()
+    cache.require_complete()
     folder = RunFolder(config)
     try:
         parallel = Parallel(config)
@@ -86,10 +86,10 @@ def _fitting_tokenizer(config: TrainConfig, cache: RewardCache, source: ModelSou
     """The policy's tokenizer. Raises where cache and policy, or cache and loss, do not go together."""
     manifest = cache.manifest
     if manifest.rows == 0:
-        raise CacheError(f"{cache.folder} holds no pairs", fix="score a preference set with usable rows")
+        raise CacheError(f"{cache.storage} holds no pairs", fix="score a preference set with usable rows")
     if config.loss == "tgdpo" and manifest.reward_kind == "none":
         raise CacheError(
-            f"{cache.folder} was scored without guidance, so it has no token rewards",
+            f"{cache.storage} was scored without guidance, so it has no token rewards",
             fix="score it with --guidance, or train with --loss dpo",
         )
     with_tokenizer = source
