@@ -162,6 +162,6 @@ def _exit_code() -> int:
 def _fail(message: str, code: int) -> int:
     if not is_main_process():
         # What every process met, the main one says; its launcher ends this one meanwhile.
-        time.sleep(3)
+        time.sleep(10)
     print(f"tgdpo: {' '.join(message.split())}", file=sys.stderr)
     return code

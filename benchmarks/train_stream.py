@@ -115,19 +115,21 @@ def shard_table(pairs: list[PairIds]) -> pa.Table:
 
 _READ = """
 import sys, time, resource
+import pyarrow
 from tgdpo.data.cache import RewardCache
 from tgdpo.stages.train.order import PairOrder
 start = time.perf_counter()
 count = sum(1 for _ in PairOrder(RewardCache(sys.argv[1]), seed=0, eval_fraction=0).epoch(0))
-print(count / (time.perf_counter() - start), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(count / seconds, pyarrow.default_memory_pool().max_memory() / 2**20, peak / 1024)
 """
 
 
-def read(cache: Path) -> tuple[float, float]:
-    """Reads an epoch; pairs a second, peak memory in MB."""
+def read(cache: Path) -> tuple[float, float, float]:
+    """Reads an epoch; pairs a second, peak of the decoded data and peak resident memory in MB."""
     done = subprocess.run([sys.executable, "-c", _READ, cache], check=True, capture_output=True, text=True)
-    speed, peak = map(float, done.stdout.split())
-    return speed, peak
+    speed, data, peak = map(float, done.stdout.split())
+    return speed, data, peak
 
 
 def train(work: Path, cache: Path, name: str, *options: object) -> tuple[float, float, float]:
@@ -181,11 +183,11 @@ def main() -> None:
             rows.append([f"{len(RewardCache(path)):,}", size, f"{first:.1f}"])
         print("start\n\n" + table(rows) + "\n", flush=True)
 
-        rows = [["pairs", "MB of shards", "pairs/s", "peak MB"]]
+        rows = [["pairs", "MB of shards", "pairs/s", "peak MB of decoded data", "peak MB of the process"]]
         for pairs in arguments.read_pairs:
             path, size = cache(pairs, "long")
-            speed, peak = read(path)
-            rows.append([f"{len(RewardCache(path)):,}", size, f"{speed:,.0f}", f"{peak:,.0f}"])
+            speed, data, peak = read(path)
+            rows.append([f"{len(RewardCache(path)):,}", size, f"{speed:,.0f}", f"{data:,.1f}", f"{peak:,.0f}"])
         print("reading\n\n" + table(rows) + "\n", flush=True)
 
         rows = [["pairs", "MB of shards", "s", "peak MB"]]

@@ -84,16 +84,18 @@ class Parallel:
         self.sharded_state = self.kind == "fsdp" and (config.checkpoint_state or self._fsdp.state) == "sharded"
         """Whether checkpoints hold a part of the state per process."""
         self._max_grad_norm = config.max_grad_norm or math.inf
+        self._has_own_attention = config.attn_implementation is not None
 
     def _pick_kind(self, config: TrainConfig, *, is_fsdp_launch: bool) -> Kind:
         if self.accelerator.distributed_type.value == "DEEPSPEED":
             if config.parallel not in ("auto", "deepspeed"):
                 raise UsageError(f"--parallel {config.parallel}, but launched with DeepSpeed", fix="use one of the two")
+            self._require_deepspeed_works(config)
             return "deepspeed"
         if config.parallel == "deepspeed":
             raise UsageError(
                 "--parallel deepspeed, but not launched with a DeepSpeed configuration",
-                fix="use accelerate launch --config_file with docs/accelerate/deepspeed.yaml",
+                fix="use accelerate launch --config_file docs/accelerate/8-gpus-zero2.yaml",
             )
         if self.count == 1:
             return "single"
@@ -102,6 +104,19 @@ class Parallel:
             raise UsageError("--mixed-precision fp16 does not work with FSDP", fix="use bf16 or no")
         return kind
 
+    def _require_deepspeed_works(self, config: TrainConfig) -> None:
+        stage = self.accelerator.state.deepspeed_plugin.zero_stage
+        if stage > 2:
+            raise UsageError(
+                f"DeepSpeed's ZeRO stage {stage} hides the weights that the head in blocks reads",
+                fix="launch with docs/accelerate/8-gpus-fsdp.yaml, which spreads the same, or use stage 2",
+            )
+        if config.save_steps:
+            raise UsageError(
+                "DeepSpeed's checkpoints are pickles, which are not written here",
+                fix="set --save-steps 0, or launch with FSDP",
+            )
+
     @property
     def is_main(self) -> bool:
         """Whether this process prints and writes."""
@@ -109,8 +124,12 @@ class Parallel:
 
     @property
     def load_device(self) -> torch.device:
-        """Where to load the policy: with FSDP the CPU, so that no GPU ever holds all of it."""
-        return torch.device("cpu") if self.kind == "fsdp" else self.device
+        """Where to load the policy: with FSDP the CPU, so that no GPU ever holds all of it.
+
+        Not with an attention of the user's choice, which may run on a GPU alone: a policy is tried when it is wrapped.
+        """
+        on_cpu = self.kind == "fsdp" and not self._has_own_attention
+        return torch.device("cpu") if on_cpu else self.device
 
     # The policy
 
@@ -225,7 +244,8 @@ def _accelerator(config: TrainConfig, *, offload: bool) -> Accelerator:
             precision = "bf16"
     backend = "cuda:nccl,cpu:gloo" if offload and device.type == "cuda" else None
     return Accelerator(
-        cpu=device.type == "cpu",
+        # Told that it is on a CPU, accelerate leaves DeepSpeed out without a word.
+        cpu=device.type == "cpu" and not _is_set("ACCELERATE_USE_DEEPSPEED"),
         mixed_precision=precision,
         log_with=list(config.report_to) or None,
         project_dir=str(Path(config.output).expanduser() / "logs"),

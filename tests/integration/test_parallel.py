@@ -1,6 +1,8 @@
 """Training on several processes: the run is that of one, however the policy and the batches are spread."""
 
 import json
+import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate.commands.config.config_args import load_config_from_file
 from processes import launch
 from support import STANDARD_ROWS, Cli, Models, make_model, make_tokenizer, write_rows
 
@@ -189,6 +192,29 @@ def test_what_the_main_process_refuses_stops_all(cache: Path, models: Models, tm
     assert any(started.wait())
     assert started.output.count("tgdpo: ") == 1
     assert "holds no run" in started.output
+
+
+CONFIGURATIONS = sorted((Path(__file__).parents[2] / "docs" / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_the_configurations_of_the_documents_are_accelerates(path: Path) -> None:
+    """Keys it does not know are an error there."""
+    assert load_config_from_file(str(path)).num_processes in (1, 8, 16)
+
+
+def test_accelerate_launch(alone: Path, cache: Path, models: Models, tmp_path: Path) -> None:
+    """As a user types it, with the documents' configuration for two machines brought down to two processes."""
+    configuration = next(path for path in CONFIGURATIONS if path.stem == "2x8-gpus-fsdp")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", configuration, "--num_machines", 1,
+               "--num_processes", 2, "-m", "tgdpo", "train", "--cache", cache, "--model", models.reference, "--output",
+               tmp_path / "run", *FAST, "--epochs", 2, "--mixed-precision", "no", "--save-steps", 5]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("2 processes (fsdp)") == 1
+    assert done.stdout.count("rewards/accuracies") == 2, "one line: of the last step and of the evaluation"
+    assert (tmp_path / "run" / "checkpoints" / "step-10" / "sharded").is_dir()
+    require_same_run(tmp_path / "run", alone)
 
 
 def test_deepspeed_without_its_launcher(cache: Path, models: Models, tmp_path: Path, run_cli: Cli) -> None:
