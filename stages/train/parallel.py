@@ -157,7 +157,9 @@ class Parallel:
         options: dict[str, Any] = {
             "mesh": mesh,
             "mp_policy": MixedPrecisionPolicy(param_dtype=bf16, reduce_dtype=torch.float32 if bf16 else None),
-            "offload_policy": CPUOffloadPolicy() if self._fsdp.offload else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy()
+            if self._fsdp.offload and self.device.type != "cpu"
+            else OffloadPolicy(),
         }
         for layer in _layers(forward):
             fully_shard(layer, reshard_after_forward=self._fsdp.reshard_after_forward, **options)
