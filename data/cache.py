@@ -19,6 +19,8 @@ from .storage import Storage
 from .tokenization import PairIds
 
 Scores = npt.NDArray[np.float32]
+HASHED_AT_START = 2**28
+"""Bytes of shards; a fraction of a second."""
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _SCORES = ("chosen_ref_logps", "rejected_ref_logps", "chosen_rewards", "rejected_rewards")
 
@@ -100,9 +102,7 @@ class RewardCache:
         Raises:
             CacheError: the shard has changed or is damaged.
         """
-        if group.shard not in self._checked:
-            self._require(shard_problem(self.storage, self.manifest.shards[group.shard]))
-            self._checked.add(group.shard)
+        self._require_unchanged(group.shard)
         return pairs_of(self.read_row_group(group, ["pair_id", *_IDS, *_SCORES]))
 
     def find(self, pair: str) -> pa.Table:
@@ -126,13 +126,22 @@ class RewardCache:
         )
 
     def require_complete(self) -> None:
-        """Compares the size of every shard with the manifest, from one listing.
+        """Compares the size of every shard with the manifest, from one listing; and of local shards the SHA-256, as far
+        as `HASHED_AT_START` goes. The others are compared when they are first read.
 
         Raises:
-            CacheError: at the first shard that is missing or has another size.
+            CacheError: at the first shard that is missing or has changed.
         """
         for shard in self.manifest.shards:
             self._require(size_problem(self.storage, shard))
+        ends = np.cumsum([shard.bytes for shard in self.manifest.shards])
+        for number in np.flatnonzero(ends <= HASHED_AT_START).tolist() if self.storage.is_local else []:
+            self._require_unchanged(number)
+
+    def _require_unchanged(self, number: int) -> None:
+        if number not in self._checked:
+            self._require(shard_problem(self.storage, self.manifest.shards[number]))
+            self._checked.add(number)
 
     def _require(self, problem: str | None) -> None:
         if problem:

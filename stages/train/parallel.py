@@ -1,17 +1,13 @@
 """The processes of a run, and the policy spread over them: one process, DDP, FSDP2, or DeepSpeed.
 
-`accelerate launch` and `torchrun` start the processes and accelerate joins them. FSDP2 is torch's `fully_shard`, called
-here: accelerate's own does nothing on a CPU and says nothing about it. What accelerate's configuration file sets for
-FSDP is taken from there.
-
-Every process makes the same number of passes a step (see split.py), so collectives meet.
+`accelerate launch` and `torchrun` start the processes and accelerate joins them; it does DDP and DeepSpeed, FSDP2 is in
+fsdp.py. Every process makes the same number of passes a step (see split.py), so collectives meet.
 """
 
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -25,42 +21,14 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ...errors import TrainingError, UsageError
-from ..console import warn
 from ..models import pick_device
 from .config import TrainConfig
+from .fsdp import FsdpOptions, is_set, shard
 
 Kind = Literal["single", "ddp", "fsdp", "deepspeed"]
 _TIMEOUT = timedelta(hours=2)
 """How long a process waits for another: saving a large checkpoint takes its time."""
 _FAILED = -1
-
-
-@dataclass(frozen=True, kw_only=True)
-class FsdpOptions:
-    """What accelerate's configuration file says about FSDP, in the environment that its launcher makes."""
-
-    reshard_after_forward: bool = True
-    offload: bool = False
-    state: Literal["full", "sharded"] = "full"
-
-    @classmethod
-    def of_launcher(cls) -> "FsdpOptions | None":
-        """None where the launcher's configuration has no FSDP."""
-        if not _is_set("ACCELERATE_USE_FSDP"):
-            return None
-        if os.environ.get("FSDP_VERSION", "1") == "1":
-            warn("the configuration of accelerate asks for FSDP version 1; this runs as version 2 (fully_shard)")
-        reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()
-        state = os.environ.get("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT").upper()
-        return cls(
-            reshard_after_forward=reshard not in ("false", "shard_grad_op", "no_shard"),
-            offload=_is_set("FSDP_OFFLOAD_PARAMS"),
-            state="sharded" if state.startswith("SHARDED") else "full",
-        )
-
-
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "false").lower() in ("1", "true")
 
 
 class Parallel:
@@ -141,29 +109,13 @@ class Parallel:
             make_optimizer: called when the parameters are those to optimize.
         """
         if self.kind == "fsdp":
-            self._shard(forward)
+            is_bf16 = self.accelerator.mixed_precision == "bf16"
+            shard(forward, self.device, self.count, self._fsdp, is_bf16=is_bf16)
             return forward, self.accelerator.prepare(make_optimizer())
         if self.kind == "deepspeed":
             _fill_in_deepspeed(self.accelerator.state.deepspeed_plugin.deepspeed_config, self._max_grad_norm)
         prepared: tuple[nn.Module, Any] = self.accelerator.prepare(forward, make_optimizer())
         return prepared
-
-    def _shard(self, forward: nn.Module) -> None:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-
-        mesh = init_device_mesh(self.device.type, (self.count,))
-        bf16 = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
-        options: dict[str, Any] = {
-            "mesh": mesh,
-            "mp_policy": MixedPrecisionPolicy(param_dtype=bf16, reduce_dtype=torch.float32 if bf16 else None),
-            "offload_policy": CPUOffloadPolicy()
-            if self._fsdp.offload and self.device.type != "cpu"
-            else OffloadPolicy(),
-        }
-        for layer in _layers(forward):
-            fully_shard(layer, reshard_after_forward=self._fsdp.reshard_after_forward, **options)
-        fully_shard(forward, **options)
 
     @contextmanager
     def one_pass(self, forward: nn.Module, *, is_last: bool) -> Iterator[None]:
@@ -247,7 +199,7 @@ def _accelerator(config: TrainConfig, *, offload: bool) -> Accelerator:
     backend = "cuda:nccl,cpu:gloo" if offload and device.type == "cuda" else None
     return Accelerator(
         # Told that it is on a CPU, accelerate leaves DeepSpeed out without a word.
-        cpu=device.type == "cpu" and not _is_set("ACCELERATE_USE_DEEPSPEED"),
+        cpu=device.type == "cpu" and not is_set("ACCELERATE_USE_DEEPSPEED"),
         mixed_precision=precision,
         log_with=list(config.report_to) or None,
         project_dir=str(Path(config.output).expanduser() / "logs"),
@@ -256,15 +208,6 @@ def _accelerator(config: TrainConfig, *, offload: bool) -> Accelerator:
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
-
-
-def _layers(forward: nn.Module) -> list[nn.Module]:
-    """The decoder's layers, by the names that transformers keeps together on one device."""
-    names = {name for module in forward.modules() for name in (getattr(module, "_no_split_modules", None) or ())}
-    layers = [module for module in forward.modules() if type(module).__name__ in names]
-    if layers:
-        return layers
-    return [layer for module in forward.modules() if isinstance(module, nn.ModuleList) for layer in module]
 
 
 def _fill_in_deepspeed(settings: dict[str, Any], max_grad_norm: float) -> None:

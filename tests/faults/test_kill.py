@@ -6,6 +6,7 @@ Three kills a test; TGDPO_KILLS=20 (make faults) for more.
 import json
 import os
 import random
+import signal
 import time
 from itertools import chain
 from pathlib import Path
@@ -45,42 +46,49 @@ class Killer:
         self._random = random.Random(SEED)
         self.moments: list[str] = []
 
-    def strike(self, started: Launch) -> bool:
+    def strike(self, started: Launch, kind: str) -> bool:
         """Waits for a moment and kills; False where the run was finished before it came."""
-        number = len(self.moments)
-        kind = "publish" if number >= KILLS - 1 else ("save", "any time")[number % 2]
         until = time.monotonic() + (self._random.uniform(0, 2.5) if kind == "any time" else 60)
-        while time.monotonic() < until:
+        while time.monotonic() < until and not self._is_seen(kind):
             if not any(process.is_alive() for process in started.processes):
                 return False
-            if kind == "save" and any(self._run.glob("checkpoints/.step-*")):
-                time.sleep(self._random.uniform(0, 0.03))
-                break
-            if kind == "publish" and (self._run / ".model.tmp").exists():
-                time.sleep(self._random.uniform(0, 0.03))
-                break
-        self._random.choice(started.processes).kill()
-        if not started.processes[0].is_alive() and started.processes[0].exitcode == 0:
-            return False
+        if kind != "any time":
+            time.sleep(self._random.uniform(0, 0.03))
+        first = self._random.choice(started.processes)
+        first.kill()
+        first.join()
+        is_struck = first.exitcode == -signal.SIGKILL
         started.kill()
-        self.moments.append(kind)
-        return True
+        self.moments += [kind] * is_struck
+        return is_struck
+
+    def _is_seen(self, kind: str) -> bool:
+        if kind == "save":
+            return any(self._run.glob("checkpoints/.step-*"))
+        return kind == "publish" and (self._run / ".model.tmp").exists()
 
 
 def finish_with_kills(call: tuple[object, ...], run: Path, processes: list[int]) -> None:
-    """The same command again and again, with `processes[i % len]` processes at the i-th start."""
+    """The same command again and again, with `processes[i % len]` processes at the i-th start.
+
+    One kill more is tried while the policy is being published, a moment that is not always met.
+    """
     killer = Killer(run)
-    log = run.parent / f"{run.name}.log"
-    for number in range(KILLS + 10):
-        started = launch(*call, "--output", run, processes=processes[number % len(processes)], log=log)
-        if len(killer.moments) >= KILLS or not killer.strike(started):
-            assert set(started.wait()) == {0}, started.output
+    for number, kind in enumerate(["save", "any time"] * KILLS):
+        if len(killer.moments) == KILLS:
             break
-    assert len(killer.moments) >= KILLS, f"finished after {killer.moments}"
+        killer.strike(start(call, run, processes[number % len(processes)]), kind)
+    assert len(killer.moments) == KILLS, f"finished after {killer.moments}"
+    killer.strike(start(call, run, processes[0]), "publish")
+    finish(call, run, processes=processes[-1])
+
+
+def start(call: tuple[object, ...], run: Path, processes: int) -> Launch:
+    return launch(*call, "--output", run, processes=processes, log=run.parent / f"{run.name}.log")
 
 
 def finish(call: tuple[object, ...], run: Path, *, processes: int) -> None:
-    started = launch(*call, "--output", run, processes=processes, log=run.parent / f"{run.name}.log")
+    started = start(call, run, processes)
     assert set(started.wait()) == {0}, started.output
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tgdpo.stages.train.parallel import FsdpOptions
+from tgdpo.stages.train.fsdp import FsdpOptions
 
 LAUNCHED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
