@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 
-.PHONY: demo test test-ray test-vllm lint format install clean
+.PHONY: demo test test-ray test-vllm faults lint format install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tgdpo demo
@@ -16,6 +16,10 @@ test: lint $(VENV)/.installed-dev
 # The real Ray, in an environment of its own.
 test-ray: $(VENV)-ray/.installed
 	OMP_NUM_THREADS=1 $(VENV)-ray/bin/python -m pytest tests/integration/test_ray.py
+
+# Training killed twenty times at random moments, in every way; `make test` does it three times.
+faults: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 TGDPO_KILLS=20 $(BIN)/python -m pytest tests/faults
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

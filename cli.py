@@ -6,6 +6,7 @@ wrong, 130 interrupted. torch and transformers are imported only by the commands
 
 import errno
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ import typer
 from . import __version__
 from .errors import TgdpoError
 from .pipeline.options import options_of
+from .stages.console import is_main_process
 from .stages.score.config import ScoreConfig
 from .stages.train.config import TrainConfig
 
@@ -66,7 +68,8 @@ def train_command(given: dict[str, Any], config: ConfigFile = None) -> None:
     from .stages.train.run import train
 
     result = train(settings)
-    typer.echo(f"{result.output}: {_shown_metrics(result.summary)}")
+    if is_main_process():
+        typer.echo(f"{result.output}: {_shown_metrics(result.summary)}")
 
 
 @app.command("run")
@@ -171,5 +174,8 @@ def _exit_code() -> int:
 
 
 def _fail(message: str, code: int) -> int:
+    if not is_main_process():
+        # What every process met, the main one says; its launcher ends this one meanwhile.
+        time.sleep(10)
     print(f"tgdpo: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -1,7 +1,8 @@
-"""Reads a reward cache: a folder of Parquet shards and their manifest."""
+"""Reads a reward cache: a folder of Parquet shards and their manifest, on disk or at an fsspec URL."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -13,11 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CacheError
-from .files import sha256_file
 from .manifest import Manifest, Shard
+from .storage import Storage
 from .tokenization import PairIds
 
 Scores = npt.NDArray[np.float32]
+HASHED_AT_START = 2**28
+"""Bytes of shards; a fraction of a second."""
+_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_SCORES = ("chosen_ref_logps", "rejected_ref_logps", "chosen_rewards", "rejected_rewards")
 
 
 class ScoredPair(NamedTuple):
@@ -43,15 +48,17 @@ class RewardCache:
     """A finished cache.
 
     Args:
-        folder: the `--output` of `tgdpo score`.
+        folder: the `--output` of `tgdpo score`: a path, or a URL that fsspec opens.
 
     Raises:
         CacheError: the folder holds no finished cache.
+        UsageError: the URL cannot be opened.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.manifest = Manifest.read(self.folder)
+        self.storage = Storage(folder)
+        self.manifest = Manifest.read(self.storage)
+        self._checked: set[int] = set()
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -71,28 +78,32 @@ class RewardCache:
             for group in range(-(-shard.rows // size))
         ]
 
-    def shard_path(self, shard: Shard) -> Path:
-        """Where the shard lies."""
-        return self.folder / shard.name
-
-    def open_shard(self, number: int) -> pq.ParquetFile:
-        """The shard with page checksums verified on reading. Raises CacheError where it cannot be opened."""
-        path = self.shard_path(self.manifest.shards[number])
-        try:
-            return pq.ParquetFile(path, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
-            raise _damaged(path, str(error)) from error
+    @contextmanager
+    def open_shard(self, number: int) -> Iterator[pq.ParquetFile]:
+        """The shard with page checksums verified on reading. Raises CacheError where that fails."""
+        shard, is_remote = self.manifest.shards[number], not self.storage.is_local
+        with (
+            self.storage.parquet(shard.name) as source,
+            # From afar, a row group's columns come in few large reads.
+            pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=is_remote) as file,
+        ):
+            yield file
 
     def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of one row group. Raises CacheError where its bytes are damaged."""
-        try:
-            return self.open_shard(group.shard).read_row_group(group.number, columns=columns)
-        except (OSError, pa.ArrowException) as error:
-            raise _damaged(self.shard_path(self.manifest.shards[group.shard]), str(error)) from error
+        with self.open_shard(group.shard) as file:
+            return file.read_row_group(group.number, columns=columns)
 
     def read_pairs(self, group: RowGroup) -> list[ScoredPair]:
-        """The rows of one row group as pairs; the arrays are views of the decoded columns."""
-        return pairs_of(self.read_row_group(group))
+        """The rows of one row group as pairs; the arrays are views of the decoded columns.
+
+        When a shard is read for the first time, its SHA-256 is compared with the manifest's.
+
+        Raises:
+            CacheError: the shard has changed or is damaged.
+        """
+        self._require_unchanged(group.shard)
+        return pairs_of(self.read_row_group(group, ["pair_id", *_IDS, *_SCORES]))
 
     def find(self, pair: str) -> pa.Table:
         """One row, by `pair_id` or by its number in the cache.
@@ -111,31 +122,52 @@ class RewardCache:
                 if pair in ids:
                     return self.read_row_group(group).slice(ids.index(pair), 1)
         raise CacheError(
-            f"no pair {pair} in {self.folder}", fix=f"give a pair_id or a number from 0 to {len(self) - 1}"
+            f"no pair {pair} in {self.storage}", fix=f"give a pair_id or a number from 0 to {len(self) - 1}"
         )
 
-    def require_unchanged(self) -> None:
-        """Compares size and SHA-256 of every shard with the manifest. Raises CacheError at the first that differs."""
+    def require_complete(self) -> None:
+        """Compares the size of every shard with the manifest, from one listing; and of local shards the SHA-256, as far
+        as `HASHED_AT_START` goes. The others are compared when they are first read.
+
+        Raises:
+            CacheError: at the first shard that is missing or has changed.
+        """
         for shard in self.manifest.shards:
-            problem = shard_problem(self.shard_path(shard), shard)
-            if problem:
-                raise CacheError(
-                    f"{self.folder}: {problem}", fix="restore the file from a copy, or delete the cache and score again"
-                )
+            self._require(size_problem(self.storage, shard))
+        ends = np.cumsum([shard.bytes for shard in self.manifest.shards])
+        for number in np.flatnonzero(ends <= HASHED_AT_START).tolist() if self.storage.is_local else []:
+            self._require_unchanged(number)
+
+    def _require_unchanged(self, number: int) -> None:
+        if number not in self._checked:
+            self._require(shard_problem(self.storage, self.manifest.shards[number]))
+            self._checked.add(number)
+
+    def _require(self, problem: str | None) -> None:
+        if problem:
+            raise CacheError(
+                f"{self.storage}: {problem}", fix="restore the file from a copy, or delete the cache and score again"
+            )
 
 
-def shard_problem(path: Path, shard: Shard) -> str | None:
-    """What is wrong with the bytes of a shard's file, or None."""
-    if path.is_symlink():
-        return f"{shard.name} is a symbolic link, and those are not followed"
-    if not path.is_file():
+def size_problem(storage: Storage, shard: Shard) -> str | None:
+    """What is wrong with a shard's file as the folder lists it, or None."""
+    file = storage.files.get(shard.name)
+    if file is None:
         return f"{shard.name} is missing"
-    size = path.stat().st_size
-    if size != shard.bytes:
-        return f"{shard.name} has {size} bytes, the manifest says {shard.bytes}"
-    if sha256_file(path) != shard.sha256:
-        return f"{shard.name} has changed (its SHA-256 is not the manifest's)"
+    if file.is_link:
+        return f"{shard.name} is a symbolic link, and those are not followed"
+    if file.size != shard.bytes:
+        return f"{shard.name} has {file.size} bytes, the manifest says {shard.bytes}"
     return None
+
+
+def shard_problem(storage: Storage, shard: Shard) -> str | None:
+    """What is wrong with the bytes of a shard's file, or None."""
+    problem = size_problem(storage, shard)
+    if problem is None and storage.sha256(shard.name) != shard.sha256:
+        return f"{shard.name} has changed (its SHA-256 is not the manifest's)"
+    return problem
 
 
 def list_arrays(table: pa.Table, column: str) -> list[npt.NDArray[np.generic]]:
@@ -148,17 +180,11 @@ def list_arrays(table: pa.Table, column: str) -> list[npt.NDArray[np.generic]]:
 
 def pair_ids_of(table: pa.Table) -> list[PairIds]:
     """The token ids of every row."""
-    columns = (list_arrays(table, name) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    columns = (list_arrays(table, name) for name in _IDS)
     return [PairIds(*row) for row in zip(*columns, strict=True)]
 
 
 def pairs_of(table: pa.Table) -> list[ScoredPair]:
     """Every row as a `ScoredPair`."""
-    names = ("chosen_ref_logps", "rejected_ref_logps", "chosen_rewards", "rejected_rewards")
-    scores = (list_arrays(table, name) for name in names)
+    scores = (list_arrays(table, name) for name in _SCORES)
     return [ScoredPair(*row) for row in zip(table["pair_id"].to_pylist(), pair_ids_of(table), *scores, strict=True)]
-
-
-def _damaged(path: Path, reason: str) -> CacheError:
-    first_line = reason.splitlines()[0] if reason else "unreadable"
-    return CacheError(f"{path} is damaged ({first_line})", fix="run tgdpo verify; restore the file or score again")

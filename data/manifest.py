@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import CacheError
 from .files import replace
 from .schema import FORMAT_VERSION, MANIFEST_NAME, SHARD_PATTERN
+from .storage import Storage
 
 RewardKind = Literal["log-ratio", "token-classification", "none"]
 """What the reward columns hold: log pi_guide - log pi_ref, a reward model's output, or zeros (no guidance)."""
@@ -107,18 +108,17 @@ class Manifest(_Record):
         replace(folder / MANIFEST_NAME, lambda path: path.write_text(text))
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
+    def read(cls, folder: Path | Storage) -> "Manifest":
         """Raises CacheError where there is no whole cache, or one of another format version."""
-        path = folder / MANIFEST_NAME
-        if not folder.is_dir():
-            raise CacheError(f"{folder} is no folder", fix="name the --output folder of tgdpo score")
-        if not path.is_file():
+        storage = Storage(folder) if isinstance(folder, Path) else folder
+        path = storage.path(MANIFEST_NAME)
+        if MANIFEST_NAME not in storage.files:
             raise CacheError(
-                f"{folder} has no {MANIFEST_NAME}, so the cache in it is not finished",
+                f"{storage} has no {MANIFEST_NAME}, so the cache in it is not finished",
                 fix="run the same tgdpo score command again, it goes on where it stopped",
             )
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(storage.read(MANIFEST_NAME))
             version = content.get("format_version") if isinstance(content, dict) else None
             if version != FORMAT_VERSION:
                 raise CacheError(

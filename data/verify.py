@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from .cache import RewardCache, shard_problem
 from .schema import METADATA_KEY, SET_ASIDE_NAME, SHARD_SCHEMA
@@ -20,7 +21,7 @@ def verify(cache: RewardCache) -> list[str]:
     problems = _check_files(cache)
     seen: set[str] = set()
     for number, shard in enumerate(cache.manifest.shards):
-        problem = shard_problem(cache.shard_path(shard), shard)
+        problem = shard_problem(cache.storage, shard)
         problems += [problem] if problem else _check_rows(cache, number, seen)
     return problems + _check_counts(cache)
 
@@ -28,7 +29,7 @@ def verify(cache: RewardCache) -> list[str]:
 def _check_files(cache: RewardCache) -> list[str]:
     listed = {shard.name for shard in cache.manifest.shards}
     problems = [f"the manifest lists {name} twice" for name in _repeated([s.name for s in cache.manifest.shards])]
-    found = sorted(path.name for path in cache.folder.glob("*.parquet"))
+    found = sorted(name for name in cache.storage.files if name.endswith(".parquet"))
     return problems + [f"{name} is not in the manifest" for name in found if name not in listed]
 
 
@@ -37,8 +38,12 @@ def _repeated(names: list[str]) -> list[str]:
 
 
 def _check_rows(cache: RewardCache, number: int, seen: set[str]) -> list[str]:
+    with cache.open_shard(number) as file:
+        return _check_file(cache, number, file, seen)
+
+
+def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set[str]) -> list[str]:
     shard = cache.manifest.shards[number]
-    file = cache.open_shard(number)
     if not file.schema_arrow.equals(SHARD_SCHEMA):
         return [f"{shard.name} has other columns than the format"]
     if METADATA_KEY not in (file.schema_arrow.metadata or {}):
@@ -83,8 +88,7 @@ def _check_counts(cache: RewardCache) -> list[str]:
         problems.append(f"the shards hold {cache.manifest.rows} rows, the manifest counts {counts.scored} scored")
     if counts.read != counts.scored + counts.set_aside:
         problems.append(f"{counts.read} rows read is not {counts.scored} scored + {counts.set_aside} set aside")
-    path = cache.folder / SET_ASIDE_NAME
-    lines = path.read_bytes().count(b"\n") if path.is_file() else 0
+    lines = cache.storage.read(SET_ASIDE_NAME).count(b"\n") if SET_ASIDE_NAME in cache.storage.files else 0
     if lines != counts.set_aside:
         problems.append(f"{SET_ASIDE_NAME} has {lines} rows, the manifest counts {counts.set_aside}")
     return problems

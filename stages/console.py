@@ -3,6 +3,7 @@
 Without a terminal (a log file, a batch job) the bar becomes a line now and then. Results go to stdout, elsewhere.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 SECONDS_BETWEEN_LINES = 30.0
 
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks, of those that accelerate launch or torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not is_main_process())
 
 
 def log(message: str) -> None:

@@ -25,8 +25,9 @@ class TrainConfig(Settings):
     """The policy to start from, normally the reference: a folder or hub name, NAME@REVISION for a revision."""
     output: str = option(IN_OUT)
     """Folder of the run: the trained model, checkpoints, metrics, configuration."""
-    resume: Literal["auto", "never"] = option(IN_OUT, "auto")
-    """auto goes on from the newest checkpoint in the output folder; never refuses a folder that holds a run."""
+    resume: str = option(IN_OUT, "auto", min_length=1)
+    """auto goes on from the newest checkpoint in the output folder; never refuses a folder that holds a run; the folder
+    of a checkpoint goes on from there, in an output folder of its own where you like."""
     trust_remote_code: bool = option(IN_OUT, False)
     """Run the code that a model brings; hub models then need NAME@REVISION with a full commit hash."""
 
@@ -71,9 +72,10 @@ class TrainConfig(Settings):
     max_steps: int | None = option(BATCH, None, gt=0)
     """Stop after N optimizer steps, whatever --epochs says."""
     batch_size: int = option(BATCH, 128, gt=0)
-    """Pairs of one optimizer step."""
+    """Pairs of one optimizer step, over all processes."""
     batch_tokens: int = option(BATCH, 8192, gt=0)
-    """Tokens of one forward and backward pass, padding included; gradients are accumulated over a step's passes."""
+    """Tokens of one forward and backward pass of a process, padding included; gradients are accumulated over a step's
+    passes."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = option(BATCH, None)
     """Dtype of the weights; auto takes the checkpoint's own. Default: float32, which small learning rates need; with
     --lora-rank auto, since the adapter is in float32 anyway."""
@@ -81,6 +83,9 @@ class TrainConfig(Settings):
     """Autocast of the forward pass; auto is bf16 on a GPU that has it and no on a CPU."""
     device: str = option(BATCH, "auto")
     """auto, cpu, cuda, cuda:1 …"""
+    parallel: Literal["auto", "ddp", "fsdp", "deepspeed"] = option(BATCH, "auto")
+    """How the policy is spread over several processes: whole on each (ddp) or in parts (fsdp, which is FSDP2). auto is
+    what accelerate's configuration file says, else ddp."""
     gradient_checkpointing: bool = option(BATCH, False)
     """Compute activations again in the backward pass instead of keeping them."""
     attn_implementation: str | None = option(BATCH, None)
@@ -106,6 +111,11 @@ class TrainConfig(Settings):
     """Write a checkpoint every N steps; 0 writes none."""
     keep_checkpoints: int = option(LOGGING, 1, gt=0)
     """Checkpoints to keep; the newest stay."""
+    checkpoint_state: Literal["full", "sharded"] | None = option(LOGGING, None)
+    """With fsdp: checkpoints written by the main process alone, or in parts by all. Any number of processes can go on
+    from either. Default: what accelerate's configuration file says, else full."""
+    log_pairs: bool = option(LOGGING, False)
+    """Write pairs.jsonl, the pairs that each step trained on."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = option(LOGGING, ())
     """Trackers that get the metrics, besides metrics.jsonl. Repeatable."""
 

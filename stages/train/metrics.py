@@ -7,6 +7,18 @@ import torch
 from torch import Tensor
 
 from .losses import LossOutput, ResponseTokens
+from .parallel import Parallel
+
+PER_PAIR = (
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+    "phi",
+)
 
 
 @dataclass
@@ -27,18 +39,18 @@ class MetricSums:
         rewards_w, rewards_l = (
             beta * side.masked_sum(side.policy_logps - side.ref_logps) for side in (chosen, rejected)
         )
-        per_pair = {
-            "loss": output.losses,
-            "rewards/chosen": rewards_w,
-            "rewards/rejected": rewards_l,
-            "rewards/accuracies": rewards_w > rewards_l,
-            "rewards/margins": rewards_w - rewards_l,
-            "logps/chosen": chosen.masked_sum(chosen.policy_logps),
-            "logps/rejected": rejected.masked_sum(rejected.policy_logps),
-            "phi": output.phi,
-        }
+        per_pair = (
+            output.losses,
+            rewards_w,
+            rewards_l,
+            rewards_w > rewards_l,
+            rewards_w - rewards_l,
+            chosen.masked_sum(chosen.policy_logps),
+            rejected.masked_sum(rejected.policy_logps),
+            output.phi,
+        )
         self.pairs += len(output.losses)
-        for name, values in per_pair.items():
+        for name, values in zip(PER_PAIR, per_pair, strict=True):
             self.pair_sums[name] = self.pair_sums.get(name, 0.0) + values.double().sum().item()
         self._add_f(torch.cat([output.f_chosen[chosen.completion_mask], output.f_rejected[rejected.completion_mask]]))
 
@@ -48,6 +60,16 @@ class MetricSums:
         self.f_negative += int((f < 0).sum())
         self.f_min = min(self.f_min, f.min().item())
         self.f_max = max(self.f_max, f.max().item())
+
+    def of_all(self, parallel: Parallel) -> "MetricSums":
+        """The sums over all processes, on each; `self` stays this process's."""
+        own = [self.pair_sums.get(name, 0.0) for name in PER_PAIR]
+        sums = torch.tensor([self.pairs, self.tokens, self.f_sum, self.f_negative, *own], dtype=torch.float64)
+        pairs, tokens, f_sum, f_negative, *totals = parallel.sum(sums).tolist()
+        # The largest is the smallest of the negatives.
+        f_min, f_max = parallel.minimum(torch.tensor([self.f_min, -self.f_max], dtype=torch.float64)).tolist()
+        pair_sums = dict(zip(PER_PAIR, totals, strict=True))
+        return MetricSums(int(pairs), pair_sums, int(tokens), f_sum, int(f_negative), f_min, -f_max)
 
     def means(self) -> dict[str, float]:
         """Means over pairs; of f, mean, extremes and share below zero over response tokens. Empty without pairs."""

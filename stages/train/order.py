@@ -1,5 +1,6 @@
 """Which pairs a step trains on, computed from (seed, epoch, step) and the manifest's sizes: nothing to save, nothing
-to shuffle in a buffer, and a resumed run reads one row group to be where it was.
+to shuffle in a buffer, and a resumed run reads one row group to be where it was. In memory are the row group in work
+and the next, which a thread reads meanwhile.
 
 An epoch goes through the row groups in a seeded order and through each group's pairs in a seeded order. Held-out pairs
 are a seeded choice inside every row group, so their number is known without reading.
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...data.cache import RewardCache, ScoredPair
+from ...data.read_ahead import read_ahead
 
 Rows = npt.NDArray[np.int64]
 
@@ -43,23 +45,27 @@ class PairOrder:
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[ScoredPair]:
         """Training pairs of an epoch (from 0) in their order, the first `skip` left out without reading them."""
-        for number in np.random.default_rng([self._seed, 1, epoch]).permutation(len(self._groups)):
+        for pairs in read_ahead(self._read, self._rows_of_epoch(epoch, skip)):
+            yield from pairs
+
+    def _rows_of_epoch(self, epoch: int, skip: int) -> Iterator[tuple[int, Rows]]:
+        """Row groups and the rows to take of each."""
+        for number in np.random.default_rng([self._seed, 1, epoch]).permutation(len(self._groups)).tolist():
             count = self._groups[number].rows - self._held_counts[number]
             if skip >= count:
                 skip -= count
                 continue
             rows, _ = self._split(number)
-            rows = np.random.default_rng([self._seed, 2, epoch, int(number)]).permutation(rows)
-            yield from self._read(number, rows[skip:])
+            yield number, np.random.default_rng([self._seed, 2, epoch, number]).permutation(rows)[skip:]
             skip = 0
 
     def held_out(self) -> Iterator[ScoredPair]:
         """Evaluation pairs in the cache's order."""
-        for number in range(len(self._groups)):
-            if self._held_counts[number]:
-                yield from self._read(number, self._split(number)[1])
+        held = ((n, self._split(n)[1]) for n in range(len(self._groups)) if self._held_counts[n])
+        for pairs in read_ahead(self._read, held):
+            yield from pairs
 
-    def _read(self, number: int, rows: Rows) -> Iterator[ScoredPair]:
+    def _read(self, group_and_rows: tuple[int, Rows]) -> list[ScoredPair]:
+        number, rows = group_and_rows
         pairs = self._cache.read_pairs(self._groups[number])
-        for row in rows:
-            yield pairs[row]
+        return [pairs[row] for row in rows]

@@ -96,9 +96,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Weights (an adapter's alone with LoRA), configuration and tokenizer, as transformers reads them."""
+def save_policy(model: Any, tokenizer: Any, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Weights (an adapter's alone with LoRA), configuration and tokenizer, as transformers reads them.
+
+    Args:
+        weights: the model's state dict where it is not its own.
+    """
     model.config.use_cache = True
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     model.config.use_cache = False
     tokenizer.save_pretrained(folder)

@@ -3,11 +3,10 @@
 import importlib.util
 from typing import Any
 
-from accelerate import Accelerator
-
 from ...errors import UsageError
 from .config import TrainConfig
 from .folder import RunFolder
+from .parallel import Parallel
 
 
 def require_installed(report_to: tuple[str, ...]) -> None:
@@ -19,19 +18,21 @@ def require_installed(report_to: tuple[str, ...]) -> None:
 
 
 class Reporter:
-    """Writes a record to every place."""
+    """Writes a record to every place, from the main process."""
 
-    def __init__(self, accelerator: Accelerator, folder: RunFolder, config: TrainConfig) -> None:
-        self._accelerator = accelerator
+    def __init__(self, parallel: Parallel, folder: RunFolder, config: TrainConfig) -> None:
+        self._is_main = parallel.is_main
+        self._accelerator = parallel.accelerator
         self._folder = folder
         settings = {
             name: value if isinstance(value, int | float | str | bool) else str(value)
             for name, value in config.model_dump(mode="json").items()
         }
         if config.report_to:
-            accelerator.init_trackers("tgdpo", config=settings)
+            self._accelerator.init_trackers("tgdpo", config=settings)
 
     def log(self, record: dict[str, Any]) -> None:
         """`record` has a `step`; its other numbers are the metrics."""
-        self._folder.log_metrics(record)
+        if self._is_main:
+            self._folder.log_metrics(record)
         self._accelerator.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])

@@ -119,6 +119,7 @@ def train_values(cache: Path, models: Models, output: Path) -> Values:
         "dtype": "float32",
         "mixed_precision": "no",
         "device": "cpu",
+        "parallel": "ddp",
         "gradient_checkpointing": True,
         "attn_implementation": "eager",
         "lora_rank": 2,
@@ -130,6 +131,8 @@ def train_values(cache: Path, models: Models, output: Path) -> Values:
         "eval_steps": 1,
         "save_steps": 1,
         "keep_checkpoints": 2,
+        "checkpoint_state": "sharded",
+        "log_pairs": True,
         "report_to": ["tensorboard"],
     }
 

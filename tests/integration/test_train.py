@@ -222,6 +222,81 @@ class TestResume:
         (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"finished": False}))
         ok(*call)
 
+    @pytest.fixture
+    def stopped(self, ok: Cli, cache: Path, models: Models, tmp_path: Path) -> tuple[Any, Path]:
+        """The command, and a folder as a run leaves it that is killed after its checkpoints of steps 2 and 4."""
+        call = ("train", "--cache", cache, "--model", models.reference, *FAST, "--save-steps", 2, "--keep-checkpoints",
+                2, "--eval-fraction", 0.1, "--log-pairs")  # fmt: skip
+        ok(*call, "--output", tmp_path / "run")
+        record = json.loads((tmp_path / "run" / "run.json").read_text())
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"finished": False}))
+        return call, tmp_path / "run"
+
+    @pytest.mark.parametrize(
+        ("damage", "reason"),
+        [
+            (lambda path: (path / "trainer_state.json").unlink(), "it has no trainer_state.json"),
+            (lambda path: (path / "trainer_state.json").write_text("{"), "its trainer_state.json is damaged"),
+            (lambda path: (path / "model.safetensors").unlink(), "model.safetensors is missing"),
+            (lambda path: (path / "optimizer.safetensors").write_bytes(b"12"), "optimizer.safetensors has 2 bytes"),
+        ],
+    )
+    def test_a_checkpoint_that_is_not_whole_is_skipped_and_named(
+        self, damage: Any, reason: str, stopped: tuple[Any, Path], ok: Cli
+    ) -> None:
+        call, run = stopped
+        before = (run / "model.safetensors").read_bytes(), (run / "pairs.jsonl").read_bytes()
+        damage(run / "checkpoints" / "step-4")
+        resumed = ok(*call, "--output", run)
+        assert f"checkpoint step-4 ({reason}" in resumed.stderr
+        assert f"going on from {run / 'checkpoints' / 'step-2'}" in resumed.stderr
+        assert ((run / "model.safetensors").read_bytes(), (run / "pairs.jsonl").read_bytes()) == before
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-2", "step-4"]
+
+    def test_without_a_whole_checkpoint_it_starts_over(self, stopped: tuple[Any, Path], ok: Cli) -> None:
+        call, run = stopped
+        before = (run / "model.safetensors").read_bytes(), (run / "pairs.jsonl").read_bytes()
+        steps = [record["step"] for record in records_of(run)]
+        for step in (2, 4):
+            (run / "checkpoints" / f"step-{step}" / "model.safetensors").unlink()
+        ok(*call, "--output", run)
+        assert ((run / "model.safetensors").read_bytes(), (run / "pairs.jsonl").read_bytes()) == before
+        assert [record["step"] for record in records_of(run)] == steps
+
+    def test_other_settings_are_refused(self, stopped: tuple[Any, Path], run_cli: Cli) -> None:
+        call, run = stopped
+        error = run_cli(*call, "--output", run, "--alpha", 0.7, "--seed", 3, "--batch-tokens", 100).error
+        assert "alpha (0.5, now 0.7), seed (42, now 3):" in error
+
+    def test_resume_never(self, stopped: tuple[Any, Path], run_cli: Cli, tmp_path: Path) -> None:
+        call, run = stopped
+        assert "--resume is never" in run_cli(*call, "--output", run, "--resume", "never").error
+        assert run_cli(*call, "--output", tmp_path / "new", "--resume", "never").code == 0
+
+    def test_from_a_named_checkpoint(self, stopped: tuple[Any, Path], ok: Cli, tmp_path: Path) -> None:
+        call, run = stopped
+        checkpoint = run / "checkpoints" / "step-2"
+        resumed = ok(*call, "--output", tmp_path / "second", "--resume", checkpoint)
+        assert f"going on from {checkpoint}" in resumed.stderr
+        second = tmp_path / "second"
+        assert (second / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+        # The same command again goes on with what it has made itself.
+        record = json.loads((second / "run.json").read_text())
+        (second / "run.json").write_text(json.dumps(record | {"finished": False}))
+        again = ok(*call, "--output", second, "--resume", checkpoint)
+        assert f"going on from {second / 'checkpoints' / 'step-4'}" in again.stderr
+
+    def test_a_named_checkpoint_that_will_not_do(self, stopped: tuple[Any, Path], run_cli: Cli, tmp_path: Path) -> None:
+        call, run = stopped
+        checkpoint = run / "checkpoints" / "step-2"
+        new = ("--output", tmp_path / "new", "--resume")
+        assert "no such folder" in run_cli(*call, *new, tmp_path / "nothing").error
+        assert "no whole checkpoint: it has no trainer_state.json" in run_cli(*call, *new, run).error
+        assert "alpha (0.5, now 0.7)" in run_cli(*call, *new, checkpoint, "--alpha", 0.7).error
+        (checkpoint / "model.safetensors").unlink()
+        assert "model.safetensors is missing" in run_cli(*call, *new, checkpoint).error
+        assert not (tmp_path / "new").exists()
+
     def test_a_finished_run_is_left_alone(self, ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:
         call = ("train", "--cache", cache, "--model", models.reference, "--output", tmp_path / "run", *FAST)
         first = ok(*call)
@@ -230,6 +305,20 @@ class TestResume:
         assert second.stdout == first.stdout
         assert "finished already" in second.stderr
         assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_uneven_tail_is_told(ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:
+    result = ok("train", "--cache", cache, "--model", models.reference, "--output", tmp_path / "run", "--batch-size", 6,
+                "--eval-fraction", 0.1, "--epochs", 2, "--log-pairs")  # fmt: skip
+    told = "18 pairs, 2 held out, 3 steps an epoch, 6 steps in all"
+    assert f"training: {told}\n" in result.stderr
+    result = ok("train", "--cache", cache, "--model", models.reference, "--output", tmp_path / "other", "--batch-size",
+                8, "--log-pairs")  # fmt: skip
+    assert "20 pairs, 3 steps an epoch, 3 steps in all, an epoch's last step takes the 4 pairs that are left" in (
+        result.stderr
+    )
+    sizes = [len(json.loads(line)["pairs"]) for line in (tmp_path / "other" / "pairs.jsonl").read_text().splitlines()]
+    assert sizes == [8, 8, 4]
 
 
 def test_trackers_get_the_metrics(ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_seed_and_epoch_decide_the_order(cache: RewardCache) -> None:
     assert sorted(names(make(1), 0)) == sorted(names(make(1), 1)), "the held-out pairs are the same in every epoch"
 
 
-def test_skipping_reads_one_row_group(cache: RewardCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipping_reads_one_row_group_and_the_next(cache: RewardCache, monkeypatch: pytest.MonkeyPatch) -> None:
     order = PairOrder(cache, seed=0, eval_fraction=0)
     reads = []
     original = RewardCache.read_pairs
@@ -69,5 +69,7 @@ def test_skipping_reads_one_row_group(cache: RewardCache, monkeypatch: pytest.Mo
         return original(self, group)  # type: ignore[arg-type]
 
     monkeypatch.setattr(RewardCache, "read_pairs", counted)
-    next(order.epoch(0, skip=150))
-    assert len(reads) == 1
+    pairs = order.epoch(0, skip=150)
+    next(pairs)
+    pairs.close()  # type: ignore[attr-defined]
+    assert len(reads) == 2

@@ -1,0 +1,134 @@
+"""A folder to read from, on this machine or at an fsspec URL: s3://bucket/cache, gs://…, hf://datasets/…, memory://…"""
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import fsspec
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+
+from ..errors import CacheError, UsageError
+
+_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "az": "adlfs",
+}
+
+
+class File(NamedTuple):
+    """A file of the folder."""
+
+    size: int
+    is_link: bool
+
+
+class Storage:
+    """Reads the files of one folder.
+
+    Args:
+        location: a path, or a URL of fsspec. Credentials come from the environment, as the URL's library finds them.
+
+    Raises:
+        UsageError: the URL's library is missing, or the URL holds credentials.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        self.location = str(location)
+        if "://" not in self.location:
+            self.location = str(Path(location).expanduser())
+            self._files: Any = LocalFileSystem()
+            self.root = self.location
+        else:
+            self._files, self.root = _open_url(self.location)
+
+    def __str__(self) -> str:
+        return self.location
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on this machine."""
+        return isinstance(self._files, LocalFileSystem)
+
+    @cached_property
+    def files(self) -> dict[str, File]:
+        """Name to file, from one listing. Raises CacheError where there is no such folder."""
+        with self._errors_named(self.location):
+            try:
+                entries = self._files.ls(self.root, detail=True)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise CacheError(f"{self} is no folder", fix="name the --output folder of tgdpo score") from error
+            return {
+                entry["name"].rstrip("/").rpartition("/")[2]: File(entry["size"] or 0, entry.get("islink", False))
+                for entry in entries
+                if entry["type"] == "file" or entry.get("islink", False)
+            }
+
+    def path(self, name: str) -> str:
+        """The address of a file."""
+        return f"{self.root.rstrip('/')}/{name}"
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        with self._errors_named(self.path(name)):
+            content: bytes = self._files.cat_file(self.path(name))
+            return content
+
+    def sha256(self, name: str) -> str:
+        """Hexadecimal SHA-256 of a file's bytes, read piece by piece."""
+        with self._errors_named(self.path(name)), self._files.open(self.path(name), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @contextmanager
+    def parquet(self, name: str) -> Iterator[Any]:
+        """What pyarrow opens. Raises CacheError where reading in the block fails."""
+        with self._errors_named(self.path(name)):
+            if self.is_local:
+                yield self.path(name)
+            else:
+                with self._files.open(self.path(name), "rb", cache_type="none") as file:
+                    yield file
+
+    @contextmanager
+    def _errors_named(self, address: str) -> Iterator[None]:
+        try:
+            yield
+        except CacheError:
+            raise
+        except Exception as error:
+            # Of remote storage each library has exceptions of its own.
+            if self.is_local and not isinstance(error, OSError | pa.ArrowException):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if isinstance(error, pa.ArrowException) or self.is_local:
+                raise CacheError(
+                    f"{address} is damaged ({reason})", fix="run tgdpo verify; restore the file or score again"
+                ) from error
+            raise CacheError(
+                f"{address} cannot be read ({reason})", fix="check the address, the credentials and the network"
+            ) from error
+
+
+def _open_url(url: str) -> tuple[Any, str]:
+    scheme = url.partition("://")[0]
+    if "@" in urlsplit(url).netloc:
+        # It would stand in logs and in the run's configuration.
+        raise UsageError(f"{scheme}://…@…: the URL holds credentials", fix="put them into the environment instead")
+    package = _PACKAGES.get(scheme)
+    if package and importlib.util.find_spec(package) is None:
+        raise UsageError(f"{url}: {package} is not installed", fix=f"pip install {package}")
+    try:
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"{url} cannot be opened ({error})", fix="name a folder or a URL that fsspec knows") from error
+    return found

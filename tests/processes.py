@@ -1,0 +1,88 @@
+"""The command line in processes of its own that start at once: forked from one that has imported torch already.
+
+As with torchrun, each of several processes finds its rank in the environment.
+"""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+_CONTEXT = get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["tgdpo.cli", "tgdpo.stages.train.run", "datasets", "peft", "transformers.models.llama"]
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Processes of one call of the command line; all write to `log`."""
+
+    processes: Sequence[ForkServerProcess]
+    log: Path
+
+    def wait(self, seconds: float = 120) -> list[int]:
+        """Exit codes; as with torchrun, one that fails ends the others."""
+        until = time.monotonic() + seconds
+        while any(process.is_alive() for process in self.processes) and time.monotonic() < until:
+            if any(process.exitcode for process in self.processes):
+                time.sleep(0.5)
+                break
+            time.sleep(0.005)
+        self.kill()
+        return [process.exitcode or 0 for process in self.processes]
+
+    def kill(self) -> None:
+        """SIGKILL to those that are left."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+    @property
+    def output(self) -> str:
+        """What they printed."""
+        return self.log.read_text()
+
+
+def launch(*arguments: object, processes: int = 1, log: Path, environment: dict[str, str] | None = None) -> Launch:
+    """Starts `tgdpo ARGUMENTS` as so many processes."""
+    words, port = list(map(str, arguments)), _free_port()
+    log.touch()
+    started = []
+    for rank in range(processes):
+        settings = {"OMP_NUM_THREADS": "1"} | (environment or {})
+        if processes > 1:
+            settings |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+                         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+        process = _CONTEXT.Process(target=_run, args=(words, settings, str(log)))
+        process.start()
+        started.append(process)
+    return Launch(started, log)
+
+
+def _run(words: list[str], environment: dict[str, str], log: str) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(environment)
+    import torch
+
+    from tgdpo import cli
+    from tgdpo.stages import console
+
+    torch.set_num_threads(1)
+    console.stderr.quiet = not console.is_main_process()
+    sys.argv = ["tgdpo", *words]
+    cli.main()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
