@@ -16,6 +16,7 @@ from . import __version__
 from .errors import TgdpoError
 from .pipeline.options import options_of
 from .stages.console import is_main_process
+from .stages.inspect.config import InspectConfig
 from .stages.score.config import ScoreConfig
 from .stages.train.config import TrainConfig
 
@@ -99,19 +100,16 @@ def verify_command(cache: Cache) -> None:
 
 
 @app.command("inspect")
+@options_of(InspectConfig)
 def inspect_command(
+    given: dict[str, Any],
     cache: Cache,
-    pair: Annotated[
-        str | None, typer.Option("--pair", help="Number or pair_id of a pair to show.", show_default="0")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Tokenizer, where the cache's own is not at hand.")
-    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Show what a cache holds, and one pair with its tokens coloured by reward."""
+    """Show what a cache holds: statistics, how good the guide is, pairs with their tokens coloured by reward."""
     from .stages.inspect.run import inspect
 
-    inspect(cache, pair=pair, tokenizer=tokenizer)
+    inspect(cache, _settings(InspectConfig, "inspect", None, given), as_json=as_json)
 
 
 @app.command("demo")

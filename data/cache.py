@@ -111,16 +111,20 @@ class RewardCache:
         Raises:
             CacheError: there is no such pair.
         """
+        return self.find_numbered(pair)[1]
+
+    def find_numbered(self, pair: str) -> tuple[int, pa.Table]:
+        """As `find`, with the row's number in the cache."""
         number = int(pair) if pair.isascii() and pair.isdigit() and len(pair) < 20 else None
         start = 0
         for group in self.row_groups:
             if number is not None and start <= number < start + group.rows:
-                return self.read_row_group(group).slice(number - start, 1)
-            start += group.rows
+                return number, self.read_row_group(group).slice(number - start, 1)
             if number is None:
                 ids = self.read_row_group(group, ["pair_id"])["pair_id"].to_pylist()
                 if pair in ids:
-                    return self.read_row_group(group).slice(ids.index(pair), 1)
+                    return start + ids.index(pair), self.read_row_group(group).slice(ids.index(pair), 1)
+            start += group.rows
         raise CacheError(
             f"no pair {pair} in {self.storage}", fix=f"give a pair_id or a number from 0 to {len(self) - 1}"
         )

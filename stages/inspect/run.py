@@ -1,41 +1,102 @@
-"""`tgdpo inspect`: summary and one coloured pair, on stdout."""
+"""`tgdpo inspect`: what a cache holds, on stdout; with --html as a page."""
+
+import json
+import sys
+from io import TextIOWrapper
+from typing import Any
 
 from rich.console import Console
 
 from ...data.cache import RewardCache
 from ...errors import TgdpoError
-from ..console import log, quiet_libraries
-from ..models import load_tokenizer, tokenizer_source
-from .summary import overview, reward_table, summarize
-from .tokens import coloured_pair
+from ..console import log
+from .config import InspectConfig
+from .modulation import Modulation
+from .pairs import ShownPair, ranked, read_numbered, shown_pair
+from .sample import draw
+from .statistics import Statistics, gather
+from .summary import facts, overview, report
+from .tokens import marked_pair
+from .vocabulary import Vocabulary
 
 
-def inspect(folder: str, *, pair: str | None, tokenizer: str | None) -> None:
-    """Prints the cache's summary and the pair (the first by default).
+def inspect(folder: str, config: InspectConfig, *, as_json: bool = False) -> None:
+    """Prints the cache's summary and pairs, as text or as one JSON object.
 
     Raises:
         CacheError: there is no such cache or pair.
         ModelError: the tokenizer is not at hand (only where a pair or tokenizer was asked for).
     """
     cache = RewardCache(folder)
-    console = Console()
-    summary = summarize(cache)
+    statistics = gather(cache, draw(cache, full=config.full))
+    vocabulary = find_vocabulary(cache, config) if statistics else None
+    modulation = Modulation.of(config)
+    pairs = _shown_pairs(cache, config, statistics, vocabulary, as_json=as_json) if statistics else []
+    if as_json:
+        print_json(_to_json(cache, statistics, modulation, pairs))
+        return
+    console = console_of_stdout()
     console.print(overview(cache))
-    if summary is None:
+    if statistics is None:
         return
     console.print()
-    console.print(reward_table(summary))
-    if cache.manifest.reward_kind != "none":
-        console.print(f"\nsummed rewards prefer chosen in {summary.accuracy:.1%} of the pairs\n")
-    row = cache.find(pair or "0")
+    console.print(report(statistics, modulation, vocabulary))
+    for pair in pairs:
+        console.print()
+        console.print(marked_pair(pair, console), soft_wrap=not console.is_terminal)
+
+
+def console_of_stdout() -> Console:
+    """Where results go; a character that stdout's encoding lacks becomes a question mark."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console(highlight=False)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One JSON object in ASCII, so that no text of the data reaches the terminal as it is."""
+    sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False) + "\n")
+
+
+def find_vocabulary(cache: RewardCache, config: InspectConfig) -> Vocabulary | None:
+    """The cache's tokenizer, or None where it is not at hand and nobody asked for it."""
+    manifest = cache.manifest
     try:
-        quiet_libraries()
-        loaded = load_tokenizer(tokenizer_source(tokenizer or cache.manifest.tokenizer))
+        return Vocabulary(config.tokenizer or manifest.tokenizer, manifest.tokenizer_vocabulary_sha256)
     except TgdpoError as error:
-        if pair or tokenizer:
+        if config.tokenizer:
             raise
-        log(
-            f"no pair is shown, since the cache's tokenizer is not at hand ({error.problem}); name one with --tokenizer"
-        )
-        return
-    console.print(coloured_pair(row, loaded))
+        log(f"tokens are shown by their ids: {error.problem}; name the cache's tokenizer with --tokenizer")
+        return None
+
+
+def _shown_pairs(
+    cache: RewardCache,
+    config: InspectConfig,
+    statistics: Statistics,
+    vocabulary: Vocabulary | None,
+    *,
+    as_json: bool,
+) -> list[ShownPair]:
+    """The pairs named; else the first ones, in the order asked for. JSON has none unless they were asked for."""
+    if config.pair:
+        tables = [cache.find_numbered(pair) for pair in config.pair]
+    else:
+        asked = config.sort is not None or config.limit is not None
+        limit = (0 if as_json and not asked else 1) if config.limit is None else config.limit
+        numbers = ranked(statistics.pairs, config.sort)[:limit].tolist() if config.sort else range(limit)
+        rows = read_numbered(cache, numbers)
+        tables = [(number, rows[number]) for number in numbers if number in rows]
+    return [shown_pair(table, number, vocabulary) for number, table in tables]
+
+
+def _to_json(
+    cache: RewardCache, statistics: Statistics | None, modulation: Modulation, pairs: list[ShownPair]
+) -> dict[str, Any]:
+    content: dict[str, Any] = {"cache": facts(cache), "statistics": None, "f": None, "pairs": []}
+    if statistics:
+        content["statistics"] = statistics.to_json()
+        content["f"] = statistics.f_to_json(modulation)
+    is_log_ratio = cache.manifest.reward_kind == "log-ratio"
+    content["pairs"] = [pair.to_json(modulation, is_log_ratio=is_log_ratio) for pair in pairs]
+    return content

@@ -1,145 +1,171 @@
-"""Statistics of a reward cache, read row group by row group."""
+"""Statistics as tables for the terminal."""
 
-from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-import pyarrow.compute as pc
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ...data.cache import RewardCache, Scores
+from ...data.cache import RewardCache
 from ..console import printable
+from .modulation import Modulation
+from .sample import SIDES
+from .statistics import QUANTILES, Statistics
+from .tokens import token_text
+from .vocabulary import Vocabulary
 
-QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
-SAMPLE_TOKENS = 2_000_000
-"""Quantiles come from about this many tokens, taken evenly over the cache; all other statistics from every row."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SideStatistics:
-    """Token rewards of one side, in nats (times beta_r they are the paper's r)."""
-
-    tokens: int
-    mean: float
-    std: float
-    minimum: float
-    maximum: float
-    positive: float
-    quantiles: tuple[float, ...]
+_LISTED = 10
 
 
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What a cache holds."""
-
-    chosen: SideStatistics
-    rejected: SideStatistics
-    accuracy: float
-    """Share of the pairs where the summed rewards of chosen exceed those of rejected: how good the guide is."""
-    sampled: bool
-    """Whether quantiles come from a sample."""
-
-
-class _Accumulator:
-    def __init__(self) -> None:
-        self.count = self.positive = 0
-        self.total = self.squares = 0.0
-        self.minimum, self.maximum = np.inf, -np.inf
-        self.sample: list[Scores] = []
-
-    def add(self, rewards: Scores, stride: int) -> None:
-        if not len(rewards):
-            return
-        exact = rewards.astype(np.float64)
-        self.count += len(exact)
-        self.positive += int((exact > 0).sum())
-        self.total += exact.sum()
-        self.squares += (exact**2).sum()
-        self.minimum = min(self.minimum, exact.min())
-        self.maximum = max(self.maximum, exact.max())
-        self.sample.append(rewards[::stride])
-
-    def statistics(self) -> SideStatistics:
-        mean = self.total / self.count
-        return SideStatistics(
-            tokens=self.count,
-            mean=mean,
-            std=max(0.0, self.squares / self.count - mean**2) ** 0.5,
-            minimum=self.minimum,
-            maximum=self.maximum,
-            positive=self.positive / self.count,
-            quantiles=tuple(np.quantile(np.concatenate(self.sample), QUANTILES).tolist()),
-        )
+def facts(cache: RewardCache) -> dict[str, Any]:
+    """What the cache holds and what it was made from, from its manifest."""
+    manifest, counts = cache.manifest, cache.manifest.counts
+    return {
+        "pairs": counts.scored,
+        "rows_read": counts.read,
+        "set_aside": counts.set_aside,
+        "set_aside_reasons": dict(sorted(manifest.set_aside_reasons.items())),
+        "duplicates": counts.duplicates,
+        "truncated": counts.truncated,
+        "tokens": {
+            part: sum(getattr(shard, f"{part}_tokens") for shard in manifest.shards)
+            for part in ("prompt", "chosen", "rejected")
+        },
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "dataset": manifest.dataset,
+        "reference": manifest.reference,
+        "guidance": manifest.guidance,
+        "reward_kind": manifest.reward_kind,
+        "dtype": manifest.fingerprint.get("dtype"),
+        "created": manifest.created,
+    }
 
 
-def summarize(cache: RewardCache) -> Summary | None:
-    """Statistics over all rows; None for a cache without rows."""
-    if len(cache) == 0:
-        return None
-    tokens = sum(shard.chosen_tokens + shard.rejected_tokens for shard in cache.manifest.shards)
-    stride = max(1, tokens // SAMPLE_TOKENS)
-    sides = {"chosen": _Accumulator(), "rejected": _Accumulator()}
-    preferred = 0
-    for group in cache.row_groups:
-        table = cache.read_row_group(group, [f"{side}_rewards" for side in sides])
-        sums = []
-        for side, accumulator in sides.items():
-            column = table[f"{side}_rewards"]
-            flat = pc.list_flatten(column).to_numpy()
-            accumulator.add(flat, stride)
-            parents = pc.list_parent_indices(column).to_numpy()
-            sums.append(np.bincount(parents, weights=flat, minlength=len(table)))
-        preferred += int((sums[0] > sums[1]).sum())
-    return Summary(
-        chosen=sides["chosen"].statistics(),
-        rejected=sides["rejected"].statistics(),
-        accuracy=preferred / len(cache),
-        sampled=stride > 1,
-    )
+def fact_lines(cache: RewardCache) -> dict[str, str]:
+    """`facts` in words: name to text, to be escaped before it is shown."""
+    found = facts(cache)
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in found["set_aside_reasons"].items())
+    return {
+        "pairs": f"{found['pairs']:,} of {found['rows_read']:,} rows read",
+        "set aside": f"{found['set_aside']:,}" + (f" ({reasons})" if reasons else ""),
+        "duplicates": f"{found['duplicates']:,}",
+        "truncated": f"{found['truncated']:,}",
+        "tokens": ", ".join(f"{part} {count:,}" for part, count in found["tokens"].items()),
+        "shards": f"{found['shards']}, {found['bytes'] / 1e6:,.1f} MB",
+        "dataset": found["dataset"],
+        "reference": found["reference"],
+        "guidance": found["guidance"] or "none",
+        "rewards": found["reward_kind"],
+        "dtype": str(found["dtype"]),
+        "made": found["created"],
+    }
 
 
 def overview(cache: RewardCache) -> Table:
-    """What the cache holds and what it was made from, as a table for the terminal."""
-    manifest, counts = cache.manifest, cache.manifest.counts
+    """`fact_lines` as a table."""
     table = Table.grid(padding=(0, 2))
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest.set_aside_reasons.items()))
-    sums = {
-        part: sum(getattr(shard, f"{part}_tokens") for shard in manifest.shards)
-        for part in ("prompt", "chosen", "rejected")
-    }
-    rows = {
-        "pairs": f"{counts.scored:,} of {counts.read:,} rows read",
-        "set aside": f"{counts.set_aside:,}" + (f" ({reasons})" if reasons else ""),
-        "duplicates": f"{counts.duplicates:,}",
-        "truncated": f"{counts.truncated:,}",
-        "tokens": ", ".join(f"{part} {count:,}" for part, count in sums.items()),
-        "shards": f"{len(manifest.shards)}, {sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB",
-        "dataset": manifest.dataset,
-        "reference": manifest.reference,
-        "guidance": manifest.guidance or "none",
-        "rewards": manifest.reward_kind,
-        "dtype": str(manifest.fingerprint.get("dtype")),
-        "made": manifest.created,
-    }
-    for name, value in rows.items():
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in fact_lines(cache).items():
         table.add_row(name, Text(printable(value)))
     return table
 
 
-def reward_table(summary: Summary) -> Table:
-    """Reward statistics of both sides as a table for the terminal."""
-    title = "token rewards (nats)" + (", quantiles from a sample" if summary.sampled else "")
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    for side in ("chosen", "rejected"):
-        table.add_column(side, justify="right")
-    both = summary.chosen, summary.rejected
-    table.add_row("tokens", *(f"{side.tokens:,}" for side in both))
+def report(statistics: Statistics, modulation: Modulation, vocabulary: Vocabulary | None) -> Group:
+    """Everything about the rewards."""
+    if statistics.reward_kind == "none":
+        logps = ", ".join(f"{side} {statistics.ref_logps[side]:.4f}" for side in SIDES)
+        return Group(
+            f"{statistics.sample}",
+            f"mean log-probability of a token under the reference: {logps}",
+            "scored without guidance: there are no rewards to show",
+        )
+    parts: list[RenderableType] = [
+        Text(f"statistics from {statistics.sample}" + ("" if statistics.sample.is_whole else "; --full reads all")),
+        Text(),
+        guide_lines(statistics),
+        Text(),
+        _reward_table(statistics),
+        Text(),
+        _position_table(statistics),
+        Text(),
+        _f_table(statistics, modulation),
+    ]
+    if vocabulary:
+        parts += [Text(), _vocabulary_table(statistics, vocabulary)]
+    return Group(*parts)
+
+
+def guide_lines(statistics: Statistics) -> Text:
+    """How good the guide is, in words."""
+    accuracy, margin = statistics.accuracy, statistics.margin
+    lines = [
+        f"accuracy of the guide: {accuracy.share:.1%} (standard error {accuracy.standard_error:.1%}) of the pairs, "
+        "whose summed rewards prefer chosen",
+        f"margin of a pair: mean {margin.mean:+.3f}, median {margin.quantiles['0.5']:+.3f}, "
+        f"standard deviation {margin.std:.3f}",
+    ]
+    if statistics.length_correlation is not None:
+        lines.append(f"correlation of margin with chosen being longer: {statistics.length_correlation:+.2f}")
+    return Text("\n".join(lines))
+
+
+def _table(title: str, *columns: str) -> Table:
+    # The title is the first column's heading: as a title of its own it would break at the table's width.
+    table = Table(box=None, pad_edge=False)
+    table.add_column(title, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _reward_table(statistics: Statistics) -> Table:
+    table = _table("token rewards, nats", *SIDES)
+    both = [getattr(statistics, side) for side in SIDES]
+    table.add_row("tokens", *(f"{side.count:,}" for side in both))
     table.add_row("mean", *(f"{side.mean:.4f}" for side in both))
     table.add_row("standard deviation", *(f"{side.std:.4f}" for side in both))
     table.add_row("minimum", *(f"{side.minimum:.4f}" for side in both))
-    for i, quantile in enumerate(QUANTILES):
-        table.add_row(f"{quantile:.0%} quantile", *(f"{side.quantiles[i]:.4f}" for side in both))
+    for quantile in QUANTILES:
+        table.add_row(f"{quantile:.0%} quantile", *(f"{side.quantiles[str(quantile)]:.4f}" for side in both))
     table.add_row("maximum", *(f"{side.maximum:.4f}" for side in both))
     table.add_row("above 0", *(f"{side.positive:.1%}" for side in both))
+    return table
+
+
+def _position_table(statistics: Statistics) -> Table:
+    table = _table("mean reward by position in the response", *SIDES, "tokens")
+    for each in statistics.positions:
+        name = f"{each.start}" if each.end == each.start + 1 else f"{each.start} to {each.end - 1}"
+        means = ("" if mean is None else f"{mean:.4f}" for mean in (each.chosen, each.rejected))
+        table.add_row(name, *means, f"{each.tokens:,}")
+    table.add_row("last token", f"{statistics.chosen.last:.4f}", f"{statistics.rejected.last:.4f}", "")
+    return table
+
+
+def _f_table(statistics: Statistics, modulation: Modulation) -> Table:
+    clip = "" if modulation.clip is None else f", clip {modulation.clip:g}"
+    title = f"f of tokens at alpha {modulation.alpha:g}, beta_r {modulation.beta_r:g}, {modulation.shape}{clip}"
+    spreads = statistics.f(modulation)
+    table = _table(title, *spreads)
+    table.add_row("mean", *(f"{f.mean:.4f}" for f in spreads.values()))
+    for quantile in QUANTILES:
+        table.add_row(f"{quantile:.0%} quantile", *(f"{f.quantiles[str(quantile)]:.4f}" for f in spreads.values()))
+    table.add_row("below 0", *(f"{f.negative:.2%}" for f in spreads.values()))
+    return table
+
+
+def _vocabulary_table(statistics: Statistics, vocabulary: Vocabulary) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("most liked tokens", "mean reward", "times", "  most disliked", "mean reward", "times"):
+        table.add_column(heading, justify="left" if "most" in heading else "right", no_wrap=True)
+    liked = statistics.vocabulary[:_LISTED]
+    disliked = statistics.vocabulary[::-1][:_LISTED]
+    for both in zip(liked, disliked, strict=True):
+        cells: list[Text] = []
+        for token, margin in zip(both, ("", "  "), strict=True):
+            text = token_text(vocabulary.text(token.id)).replace("\n", "")[:20]
+            cells += [Text(f"{margin}'{text}'"), Text(f"{token.mean:+.3f}"), Text(f"{token.count:,}")]
+        table.add_row(*cells)
     return table

@@ -1,62 +1,98 @@
-"""One pair in the terminal, each response token coloured by its reward."""
+"""A pair in the terminal, each response token marked by its reward: by colour, or by sign and brackets."""
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-from rich.console import Group
+from rich.console import Console, Group
 from rich.text import Text
 
-from ...data.cache import pairs_of
 from ..console import printable
+from .pairs import ShownPair, ShownSide
+from .sample import SIDES
 
-_FULL_COLOUR_QUANTILE = 0.95
+_FULL_QUANTILE = 0.95
+_SHOWN_PROMPT = 1000
 
-
-def token_texts(tokenizer: Any, ids: npt.NDArray[np.int32]) -> list[str]:
-    """The text of each token as it stands in the response; a token that ends inside a character has none, the token
-    that completes the character has all of it."""
-    from tokenizers.decoders import DecodeStream
-
-    stream = DecodeStream(skip_special_tokens=False)
-    backend = tokenizer.backend_tokenizer
-    return [stream.step(backend, int(token)) or "" for token in ids]
+Mark = Callable[[str, float], Text]
+"""A token's text and its strength, -1 to 1, as it is shown."""
 
 
-def coloured_pair(table: pa.Table, tokenizer: Any) -> Group:
-    """One row of the cache: prompt, chosen and rejected, and their summed rewards.
+def marked_pair(pair: ShownPair, console: Console) -> Group:
+    """Prompt, chosen and rejected with marked tokens, and their summed rewards.
 
     Green tokens are those that the guide likes better than the reference, red the other way; the 95 % quantile of the
     pair's absolute rewards has the full colour.
     """
-    pair = pairs_of(table)[0]
-    rewards = np.concatenate([pair.chosen_rewards, pair.rejected_rewards])
-    full = float(np.quantile(np.abs(rewards), _FULL_COLOUR_QUANTILE)) or 1.0
+    rewards = np.concatenate([pair.chosen.rewards, pair.rejected.rewards])
+    full = float(np.quantile(np.abs(rewards), _FULL_QUANTILE)) or 1.0
+    mark, legend = _marking(console)
+    heading = f"pair {pair.number}, {pair.pair_id}, source row {pair.source_row}, margin {pair.margin:+.3f}"
     parts = [
-        Text(f"pair {pair.pair_id}, source row {table['source_row'][0]}", style="bold"),
+        Text(printable(heading), style="bold"),
         Text("\nprompt", style="bold"),
-        Text(printable(table["prompt"][0].as_py()), style="dim"),
+        Text(printable(_end_of(pair.prompt)), style="dim"),
     ]
-    for side, ids, values in (
-        ("chosen", pair.ids.chosen, pair.chosen_rewards),
-        ("rejected", pair.ids.rejected, pair.rejected_rewards),
-    ):
-        heading = f"\n{side}  sum {values.sum():+.3f}, mean {values.mean():+.4f}, {len(values)} tokens"
-        parts.append(Text(heading, style="bold"))
-        response = Text()
-        for text, reward in zip(token_texts(tokenizer, ids), values, strict=True):
-            response.append(printable(text), style=_style(float(reward), full))
-        parts.append(response)
-    parts.append(Text(f"\ngreen: guidance > reference, red: below; full colour at {full:.3f} nats", style="dim"))
+    for name in SIDES:
+        side: ShownSide = getattr(pair, name)
+        parts.append(Text(f"\n{name}  {_sums(side)}", style="bold"))
+        parts.append(_response(side, mark, full))
+    parts.append(Text(f"\n{legend}; full at {full:.3f} nats", style="dim"))
     return Group(*parts)
 
 
-def _style(reward: float, full: float) -> str:
-    strength = min(1.0, abs(reward) / full)
-    if strength < 0.05:
-        return ""
+def _end_of(prompt: str) -> str:
+    cut = len(prompt) - _SHOWN_PROMPT
+    return prompt if cut <= 0 else f"(… {cut:,} characters)\n{prompt[cut:]}"
+
+
+def _sums(side: ShownSide) -> str:
+    return f"sum {side.rewards.sum():+.3f}, mean {side.rewards.mean():+.4f}, {len(side.rewards)} tokens"
+
+
+def _response(side: ShownSide, mark: Mark, full: float) -> Text:
+    response = Text()
+    texts = side.texts or [f"<{token}>" for token in side.ids.tolist()]
+    for text, reward in zip(texts, side.rewards, strict=True):
+        response.append_text(mark(token_text(text), float(np.clip(reward / full, -1, 1))))
+    return response
+
+
+def token_text(text: str) -> str:
+    """A token as it is shown: line breaks and tabs are seen, nothing controls the terminal or the page."""
+    shown = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\N{RETURN SYMBOL}\n")
+    return printable(shown.replace("\t", "\N{RIGHTWARDS ARROW TO BAR}"))
+
+
+def _marking(console: Console) -> tuple[Mark, str]:
+    """How tokens are marked on this console, and what that means."""
+    if console.no_color or console.color_system is None:
+        return _brackets, "[+ ] guidance > reference, [- ] below, [++ ] and [-- ] strongly"
+    if console.color_system in ("standard", "windows"):
+        return _sixteen_colours, "green: guidance > reference, red: below; on green or red: strongly"
+    return _shades, "green: guidance > reference, red: below"
+
+
+def _brackets(text: str, strength: float) -> Text:
+    if abs(strength) < 0.1:
+        return Text(text)
+    sign = ("+" if strength > 0 else "-") * (1 if abs(strength) < 0.5 else 2)
+    # The space before a word and the line break after it stay outside.
+    word = text.strip() or text.rstrip("\n")
+    before, _, after = text.partition(word) if word else (text, "", "")
+    return Text(f"{before}[{sign}{word}]{after}")
+
+
+def _sixteen_colours(text: str, strength: float) -> Text:
+    colour = "green" if strength > 0 else "red"
+    if abs(strength) < 0.1:
+        return Text(text)
+    return Text(text, style=colour if abs(strength) < 0.5 else f"black on {colour}")
+
+
+def _shades(text: str, strength: float) -> Text:
+    if abs(strength) < 0.05:
+        return Text(text)
     # From the faintest to the full colour; black on it is readable throughout.
-    fade = round(235 - 125 * strength)
-    red, green = (fade, 235) if reward > 0 else (235, fade)
-    return f"rgb(0,0,0) on rgb({red},{green},{fade})"
+    fade = round(235 - 125 * abs(strength))
+    red, green = (fade, 235) if strength > 0 else (235, fade)
+    return Text(text, style=f"rgb(0,0,0) on rgb({red},{green},{fade})")
