@@ -5,7 +5,7 @@ import sys
 from io import TextIOWrapper
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from ...data.cache import RewardCache
 from ...errors import TgdpoError
@@ -35,15 +35,23 @@ def inspect(folder: str, config: InspectConfig, *, as_json: bool = False) -> Non
     if as_json:
         print_json(_to_json(cache, statistics, modulation, pairs))
         return
+    _print(cache, statistics, modulation, vocabulary, pairs)
+
+
+def _print(
+    cache: RewardCache,
+    statistics: Statistics | None,
+    modulation: Modulation,
+    vocabulary: Vocabulary | None,
+    pairs: list[ShownPair],
+) -> None:
     console = console_of_stdout()
-    console.print(overview(cache))
-    if statistics is None:
-        return
-    console.print()
-    console.print(report(statistics, modulation, vocabulary))
-    for pair in pairs:
-        console.print()
-        console.print(marked_pair(pair, console), soft_wrap=not console.is_terminal)
+    parts: list[RenderableType] = [overview(cache)]
+    if statistics:
+        parts += [report(statistics, modulation, vocabulary), *(marked_pair(pair, console) for pair in pairs)]
+    for part in parts:
+        # A file or another program gets lines as long as they are.
+        console.print(part, "", sep="\n", soft_wrap=not console.is_terminal)
 
 
 def console_of_stdout() -> Console:

@@ -14,7 +14,7 @@ from .sample import SIDES, Sample, SideTokens, read_sides, reward_range
 Floats = npt.NDArray[np.float64]
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-KEPT_TOKENS = 4_000_000
+KEPT_TOKENS = 1_000_000
 """Quantiles come from at most about this many tokens of a side, every n-th; sums and counts from every token read."""
 RARE = 5
 """Tokens of the vocabulary that were met less often say nothing about themselves."""
@@ -128,14 +128,19 @@ class Statistics:
             "all": _f_spread(np.concatenate(list(sides.values())))
         }
 
-    def f_to_json(self, modulation: Modulation) -> dict[str, Any]:
-        """f and what it was computed with."""
+    def f_to_json(self, modulation: Modulation) -> dict[str, Any] | None:
+        """f and what it was computed with; None where the cache holds no rewards."""
+        if self.reward_kind == "none":
+            return None
         return asdict(modulation) | {side: asdict(spread) for side, spread in self.f(modulation).items()}
 
     def to_json(self) -> dict[str, Any]:
         """Everything but what is kept of single pairs and tokens."""
+        sample = {"pairs": self.sample.pairs, "of": self.sample.of, "row_groups": len(self.sample.groups)}
+        if self.reward_kind == "none":
+            return {"sample": sample, "ref_logps": self.ref_logps}
         return {
-            "sample": {"pairs": self.sample.pairs, "of": self.sample.of, "row_groups": len(self.sample.groups)},
+            "sample": sample,
             "accuracy": asdict(self.accuracy),
             "rewards": {side: asdict(getattr(self, side)) for side in SIDES},
             "margins": asdict(self.margin),
