@@ -112,7 +112,8 @@ def read_numbered(cache: RewardCache, numbers: Iterable[int]) -> dict[int, pa.Ta
         if at < len(wanted) and wanted[at] < end:
             table = cache.read_row_group(group)
             while at < len(wanted) and wanted[at] < end:
-                found[wanted[at]] = table.slice(wanted[at] - start, 1)
+                # A copy: a view would keep its whole row group in memory.
+                found[wanted[at]] = table.take([wanted[at] - start])
                 at += 1
         start = end
     return found

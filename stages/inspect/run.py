@@ -3,12 +3,13 @@
 import json
 import sys
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
 
 from ...data.cache import RewardCache
-from ...errors import TgdpoError
+from ...errors import CacheError, TgdpoError
 from ..console import log
 from .config import InspectConfig
 from .modulation import Modulation
@@ -32,6 +33,9 @@ def inspect(folder: str, config: InspectConfig, *, as_json: bool = False) -> Non
     vocabulary = find_vocabulary(cache, config) if statistics else None
     modulation = Modulation.of(config)
     pairs = _shown_pairs(cache, config, statistics, vocabulary, as_json=as_json) if statistics else []
+    if config.html:
+        _write_html(config, cache, statistics, vocabulary)
+        return
     if as_json:
         print_json(_to_json(cache, statistics, modulation, pairs))
         return
@@ -52,6 +56,20 @@ def _print(
     for part in parts:
         # A file or another program gets lines as long as they are.
         console.print(part, "", sep="\n", soft_wrap=not console.is_terminal)
+
+
+def _write_html(
+    config: InspectConfig, cache: RewardCache, statistics: Statistics | None, vocabulary: Vocabulary | None
+) -> None:
+    from .page import write_cache_page
+
+    if statistics is None:
+        raise CacheError(f"{cache.storage} holds no pair", fix="look at its _set_aside.jsonl for the reasons")
+    path = Path(config.html or "").expanduser()
+    count = write_cache_page(path, cache, config, statistics, vocabulary)
+    console = console_of_stdout()
+    size = path.stat().st_size / 1e6
+    console.print(f"{path}: {count:,} pairs, {size:.1f} MB; open it in a browser", markup=False, soft_wrap=True)
 
 
 def console_of_stdout() -> Console:

@@ -1,6 +1,6 @@
 """Statistics of a reward cache, gathered row group by row group."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ Floats = npt.NDArray[np.float64]
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 KEPT_TOKENS = 1_000_000
 """Quantiles come from at most about this many tokens of a side, every n-th; sums and counts from every token read."""
+FEW = 20
+"""A mean of fewer tokens is not drawn."""
 RARE = 5
 """Tokens of the vocabulary that were met less often say nothing about themselves."""
 
@@ -61,6 +63,17 @@ class Position:
     chosen: float | None
     rejected: float | None
     tokens: int
+
+
+@dataclass(frozen=True)
+class PositionMean:
+    """Mean reward of one side's tokens number `start` to `end` - 1, in ranges fine enough to draw."""
+
+    side: str
+    start: int
+    end: int
+    mean: float
+    standard_error: float
 
 
 @dataclass(frozen=True)
@@ -113,6 +126,7 @@ class Statistics:
     length_correlation: float | None
     """Correlation of a pair's margin with its difference in length; None where one of the two never changes."""
     positions: tuple[Position, ...]
+    position_means: tuple[PositionMean, ...]
     vocabulary: tuple[VocabularyToken, ...]
     """Tokens met at least `RARE` times, those that the guide likes best first."""
     ref_logps: dict[str, float]
@@ -176,6 +190,7 @@ def gather(cache: RewardCache, sample: Sample) -> Statistics | None:
         margin=spread(together.margin),
         length_correlation=correlation(together.margin, together.chosen_length - together.rejected_length),
         positions=_positions(sides["chosen"], sides["rejected"]),
+        position_means=tuple(mean for name, side in sides.items() for mean in side.position_means(name)),
         vocabulary=_vocabulary(sides["chosen"], sides["rejected"]),
         ref_logps={side: sides[side].ref_logps / sides[side].count for side in SIDES},
         pairs=together,
@@ -228,7 +243,7 @@ class _Side:
         self._stride = stride
         self.count = self.positive = self.responses = 0
         self.total = self.squares = self.ref_logps = self.last = 0.0
-        self.by_position, self.at_position = Growing(), Growing()
+        self.by_position, self.at_position, self.squares_by_position = Growing(), Growing(), Growing()
         self.by_id, self.with_id = Growing(), Growing()
         self.kept: list[Scores] = []
 
@@ -243,6 +258,7 @@ class _Side:
         self.last += rewards[tokens.starts + tokens.lengths - 1].sum()
         positions = tokens.positions
         self.by_position.add(positions, rewards)
+        self.squares_by_position.add(positions, rewards**2)
         self.at_position.add(positions)
         self.by_id.add(tokens.ids, rewards)
         self.with_id.add(tokens.ids)
@@ -260,6 +276,19 @@ class _Side:
             positive=self.positive / self.count,
             last=self.last / self.responses,
         )
+
+    def position_means(self, name: str) -> Iterator[PositionMean]:
+        """Ranges that grow by a fifth; those with few tokens are left out."""
+        start, longest = 0, len(self.at_position.values)
+        while start < longest:
+            end = max(start + 1, round(start * 1.2))
+            here = slice(start, end)
+            count = self.at_position.values[here].sum()
+            if count >= FEW:
+                mean = self.by_position.values[here].sum() / count
+                variance = max(0.0, self.squares_by_position.values[here].sum() / count - mean**2)
+                yield PositionMean(name, start, end, float(mean), float((variance / count) ** 0.5))
+            start = end
 
 
 def _stride(cache: RewardCache, sample: Sample, side: str) -> int:
