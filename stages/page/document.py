@@ -117,5 +117,5 @@ def vega() -> str:
         raise UsageError(
             "--html: vl-convert-python, which carries Vega, is not installed", fix="pip install vl-convert-python"
         ) from error
-    script: str = vl_convert.javascript_bundle(None)
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return script
