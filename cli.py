@@ -28,6 +28,9 @@ app = typer.Typer(
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file with any of these options; flags win.", show_default=False)
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved configuration as YAML and do nothing else.")
+]
 Cache = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the reward cache.", show_default=False)]
 
 
@@ -40,9 +43,12 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Show the vers
 
 @app.command("score")
 @options_of(ScoreConfig)
-def score_command(given: dict[str, Any], config: ConfigFile = None) -> None:
+def score_command(given: dict[str, Any], config: ConfigFile = None, dry_run: DryRun = False) -> None:
     """Run guidance and reference once and write per-token rewards to a cache of Parquet shards."""
     settings = _settings(ScoreConfig, "score", config, given)
+    if dry_run:
+        typer.echo(settings.to_yaml(), nl=False)
+        return
     from .stages.score.run import score
 
     counts = score(settings).counts
@@ -51,9 +57,12 @@ def score_command(given: dict[str, Any], config: ConfigFile = None) -> None:
 
 @app.command("train")
 @options_of(TrainConfig)
-def train_command(given: dict[str, Any], config: ConfigFile = None) -> None:
+def train_command(given: dict[str, Any], config: ConfigFile = None, dry_run: DryRun = False) -> None:
     """Train the policy from a reward cache; no other model is loaded."""
     settings = _settings(TrainConfig, "train", config, given)
+    if dry_run:
+        typer.echo(settings.to_yaml(), nl=False)
+        return
     from .stages.train.run import train
 
     result = train(settings)

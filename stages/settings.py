@@ -5,6 +5,7 @@ The field docstrings are the help texts of the command line; `panel` groups them
 
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -14,6 +15,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    def to_yaml(self) -> str:
+        """All options with their values, in the form that --config reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def option(panel: str, default: Any = ..., **constraints: Any) -> Any:

@@ -63,6 +63,11 @@ class TrainConfig(Settings):
     """Epsilon of AdamW."""
     max_grad_norm: float = option(OPTIMIZER, 1.0, ge=0)
     """Gradients are scaled down to this norm; 0 switches that off."""
+    convergence_loss: float | None = option(OPTIMIZER, None, gt=0)
+    """Stop when the moving average of the loss falls below this, before --epochs are over; the paper trains to
+    convergence with 0.1 (section 5.3). Default: train all steps."""
+    convergence_window: int = option(OPTIMIZER, 10, gt=0)
+    """Optimizer steps of that moving average."""
     seed: int = option(OPTIMIZER, 42, ge=0, lt=2**32)
     """Seed of order, evaluation split, LoRA weights and dropout."""
 
@@ -123,5 +128,7 @@ class TrainConfig(Settings):
             idle |= dict.fromkeys(("alpha", "beta_r", "f_shape", "f_clip"), f"--loss {self.loss}")
         if self.lora_rank == 0:
             idle |= dict.fromkeys(("lora_alpha", "lora_dropout", "lora_target_modules"), "--lora-rank 0")
+        if self.convergence_loss is None:
+            idle["convergence_window"] = "no --convergence-loss"
         defaults = type(self).model_fields
         return {name: why for name, why in idle.items() if getattr(self, name) != defaults[name].default}

@@ -21,6 +21,8 @@ from ..models import ModelSource, has_tokenizer, load_tokenizer, pick_device, re
 from .card import write_card
 from .checkpoint import load_optimizer, read_state, save_checkpoint
 from .config import TrainConfig
+from .convergence import Convergence
+from .finite import NOT_FINITE_FIX, listed, require_finite_weights
 from .folder import RunFolder
 from .losses import LOSSES, LossSettings
 from .metrics import MetricSums
@@ -115,6 +117,7 @@ class TrainRun:
         self.tokens = 0
         self.metrics = MetricSums()
         self.last_record: dict[str, Any] = {}
+        self.convergence = Convergence(config.convergence_loss, config.convergence_window)
         self._speed_from = (0, time.monotonic())
         if checkpoint:
             self._restore(checkpoint)
@@ -169,49 +172,55 @@ class TrainRun:
             progress.advance(self.step)
             for pairs in self._batches():
                 self._train_step(pairs, progress, reporter)
-                is_last = self.step == self.total_steps
-                if is_last or (config.eval_steps and self.step % config.eval_steps == 0):
+                if self._is_last or (config.eval_steps and self.step % config.eval_steps == 0):
                     self._evaluate(reporter)
-                if config.save_steps and self.step % config.save_steps == 0 and not is_last:
+                if config.save_steps and self.step % config.save_steps == 0 and not self._is_last:
                     self._save_checkpoint()
+        if self.convergence.reached:
+            log(f"converged: the loss of the last {config.convergence_window} steps is {self.convergence.average:.4f}")
         summary = self.last_record
+        require_finite_weights(self.policy, self.step)
         save_policy(self.policy, self.tokenizer, self.folder.path)
         write_card(self.folder.path, config, self.cache, summary)
         self.folder.finish(summary)
         self.accelerator.end_training()
         return TrainResult(self.folder.path, summary)
 
+    @property
+    def _is_last(self) -> bool:
+        return self.step == self.total_steps or self.convergence.reached
+
     def _batches(self) -> Iterator[list[ScoredPair]]:
         """The global batches from the present step on; the last one of an epoch may be smaller."""
-        while self.step < self.total_steps:
+        while not self._is_last:
             epoch, done = divmod(self.step, self.steps_per_epoch)
             pairs = self.order.epoch(epoch, skip=done * self.config.batch_size)
-            while self.step < self.total_steps and (batch := list(islice(pairs, self.config.batch_size))):
+            while not self._is_last and (batch := list(islice(pairs, self.config.batch_size))):
                 yield batch
 
     def _train_step(self, pairs: list[ScoredPair], progress: Meter, reporter: Reporter) -> None:
         # Dropout of a step depends on nothing but the step, so a resumed run draws the same.
         torch.manual_seed((self.config.seed << 32) + self.step)
         learning_rate = self.scheduler.get_last_lr()[0]
-        self.runner.backward(pairs, self.metrics)
-        grad_norm = self._clip_gradients()
+        self.convergence.add(self.runner.backward(pairs, self.metrics))
+        grad_norm = self._clip_gradients(pairs)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.step += 1
         self.tokens += sum(pair.ids.tokens for pair in pairs)
-        if self.step == 1 or self.step == self.total_steps or self.step % self.config.logging_steps == 0:
+        if self.step == 1 or self._is_last or self.step % self.config.logging_steps == 0:
             self._log(reporter, learning_rate, grad_norm)
         text = f"loss {self.last_record['loss']:.4f}  accuracy {self.last_record['rewards/accuracies']:.3f}"
         progress.advance(1, f"{text}  {self.last_record['tokens_per_second']:,.0f} tokens/s")
 
-    def _clip_gradients(self) -> float:
+    def _clip_gradients(self, pairs: list[ScoredPair]) -> float:
         limit = self.config.max_grad_norm or math.inf
         norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), limit))
         if not math.isfinite(norm) and self.accelerator.scaler is None:
             raise TrainingError(
-                f"the gradient of step {self.step + 1} is not finite",
-                fix="lower --learning-rate, or use --mixed-precision no; the last checkpoint stays",
+                f"the gradient of step {self.step + 1} is not finite (pair_id {listed([p.pair_id for p in pairs])})",
+                fix=NOT_FINITE_FIX,
             )
         return norm
 
@@ -252,6 +261,7 @@ class TrainRun:
     # Checkpoints
 
     def _save_checkpoint(self) -> None:
+        require_finite_weights(self.policy, self.step)
         scaler = self.accelerator.scaler
         save_checkpoint(
             self.folder.checkpoints,
@@ -262,6 +272,7 @@ class TrainRun:
                 "step": self.step,
                 "tokens": self.tokens,
                 "metrics": self.metrics.to_json(),
+                "convergence": self.convergence.state(),
                 "last_record": self.last_record,
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": scaler.state_dict() if scaler else None,
@@ -279,6 +290,9 @@ class TrainRun:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.tokens, self.last_record = state["step"], state["tokens"], state["last_record"]
         self.metrics = MetricSums(**(state["metrics"] or {}))
+        self.convergence = Convergence(
+            self.config.convergence_loss, self.config.convergence_window, state["convergence"]
+        )
         self._speed_from = (self.tokens, time.monotonic())
         log(f"going on from {checkpoint}")
 

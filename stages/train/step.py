@@ -14,6 +14,7 @@ from ...data.cache import ScoredPair, Scores
 from ...data.packing import Layout, batches, collate
 from ...errors import TrainingError
 from ..logps import to_device
+from .finite import NOT_FINITE_FIX, listed
 from .losses import Loss, LossSettings, ResponseTokens
 from .metrics import MetricSums
 
@@ -47,15 +48,21 @@ class StepRunner:
         self._batch_tokens = batch_tokens
         self._layout = layout
 
-    def backward(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> None:
+    def backward(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> float:
         """Accumulates the gradient of the mean loss over `pairs`, whatever passes they are split into.
+
+        Returns:
+            That mean loss.
 
         Raises:
             TrainingError: the loss of a pair is not finite.
         """
+        total = 0.0
         for batch in self._passes(pairs):
             losses = self._losses(batch, metrics)
             self._accelerator.backward(losses.sum() / len(pairs))
+            total += losses.detach().double().sum().item()
+        return total / len(pairs)
 
     @torch.no_grad()
     def evaluate(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> None:
@@ -94,8 +101,8 @@ class StepRunner:
         if not finite.all():
             names = [pair.pair_id for pair, good in zip(pairs, finite.tolist(), strict=True) if not good]
             raise TrainingError(
-                f"the loss of {len(names)} pairs is not finite (pair_id {', '.join(names[:5])})",
-                fix="look at them with tgdpo inspect --pair; lower --learning-rate, or use --mixed-precision no",
+                f"the loss of {len(names)} pairs is not finite (pair_id {listed(names)})",
+                fix=f"look at them with tgdpo inspect --pair; {NOT_FINITE_FIX}",
             )
         metrics.add(output, chosen, rejected, self._settings.beta)
         return output.losses

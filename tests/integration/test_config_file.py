@@ -99,6 +99,8 @@ def train_values(cache: Path, models: Models, output: Path) -> Values:
         "adam_beta2": 0.95,
         "adam_epsilon": 1e-06,
         "max_grad_norm": 0.5,
+        "convergence_loss": 0.01,
+        "convergence_window": 5,
         "seed": 7,
         "epochs": 2.0,
         "max_steps": 2,
@@ -171,6 +173,28 @@ class TestEveryOption:
             other |= {"cache": "nowhere", "model": "nothing", "output": "none", "lora_target_modules": "all-linear"}
             ok("train", "--config", write_yaml(tmp_path / "train.yaml", other | {"report_to": []}), *as_flags(values))
         assert resolved(tmp_path / "run") == values
+
+
+class TestDryRun:
+    """--dry-run prints what --config reads, and touches nothing."""
+
+    def test_of_train(self, ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:
+        values = train_values(cache, models, tmp_path / "run")
+        printed = ok("train", *as_flags(values), "--dry-run").stdout
+        assert yaml.safe_load(printed) == values
+        (tmp_path / "printed.yaml").write_text(printed)
+        assert ok("train", "--config", tmp_path / "printed.yaml", "--dry-run").stdout == printed
+        assert not (tmp_path / "run").exists()
+
+    def test_of_score(self, ok: Cli, tmp_path: Path) -> None:
+        result = ok("score", "--dataset", "nothing", "--reference", "none", "--output", tmp_path / "c", "--dry-run")
+        assert yaml.safe_load(result.stdout)["max_length"] == ScoreConfig.model_fields["max_length"].default
+        assert result.stderr == ""
+        assert not (tmp_path / "c").exists()
+
+    def test_a_wrong_value_is_still_refused(self, run_cli: Cli) -> None:
+        result = run_cli("train", "--cache", "c", "--model", "m", "--output", "o", "--beta", -1, "--dry-run")
+        assert (result.code, result.stdout) == (2, "")
 
 
 class TestFile:
