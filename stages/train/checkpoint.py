@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ...data.files import sync
 from ...errors import TrainingError
+from .optimizer_state import pack, unpack
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 _STATE = "trainer_state.json"
 _OPTIMIZER = "optimizer.safetensors"
+_PLACES = "places"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -43,13 +46,10 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_weights(temporary)
-    tensors = {
-        f"{index}.{name}": value if torch.is_tensor(value) else torch.tensor(value)
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-    save_file(tensors, temporary / _OPTIMIZER)
-    (temporary / _STATE).write_text(json.dumps({"state_version": STATE_VERSION} | state, indent=1))
+    tensors, places = pack(optimizer)
+    save_file(tensors, temporary / _OPTIMIZER, metadata={_PLACES: json.dumps(places)})
+    # A learning rate may be a tensor.
+    (temporary / _STATE).write_text(json.dumps({"state_version": STATE_VERSION} | state, indent=1, default=float))
     for path in temporary.iterdir():
         sync(path)
     final = folder / f"step-{step}"
@@ -73,8 +73,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
     """Puts the saved moments back; hyperparameters stay those of the configuration."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in load_file(checkpoint / _OPTIMIZER).items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    with safe_open(checkpoint / _OPTIMIZER, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        places = json.loads(file.metadata()[_PLACES])
+    unpack(optimizer, tensors, places)

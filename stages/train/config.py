@@ -46,13 +46,34 @@ class TrainConfig(Settings):
     """Probability that a pair's labels are swapped (conservative DPO)."""
 
     learning_rate: float = option(OPTIMIZER, 7e-7, gt=0)
-    """Peak learning rate of AdamW. With --lora-rank, ten times as much is usual."""
+    """Peak learning rate. With --lora-rank, ten times as much is usual."""
     lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial"] = option(
         OPTIMIZER, "cosine"
     )
     """Learning rate schedule of transformers."""
     warmup_ratio: float = option(OPTIMIZER, 0.1, ge=0, le=1)
     """Share of the steps over which the learning rate rises."""
+    optim: Literal[
+        "adamw_torch_fused",
+        "adamw_torch",
+        "adafactor",
+        "sgd",
+        "adamw_8bit",
+        "adamw_bnb_8bit",
+        "paged_adamw_8bit",
+        "paged_adamw_32bit",
+        "lion_8bit",
+        "lion_32bit",
+        "paged_lion_8bit",
+        "paged_lion_32bit",
+        "adamw_torch_8bit",
+        "adamw_torch_4bit",
+    ] = option(OPTIMIZER, "adamw_torch_fused")
+    """Optimizer, by transformers' names: 8-bit, paged and lion ones are bitsandbytes', adamw_torch_8bit and _4bit
+    torchao's."""
+    stochastic_rounding: bool = option(OPTIMIZER, False)
+    """Round updates of bfloat16 weights up or down by chance (torchao), so that small ones are not lost; needs --dtype
+    bfloat16 and an adamw_torch optimizer."""
     weight_decay: float = option(OPTIMIZER, 0.0, ge=0)
     """Weight decay; norms and biases are left out."""
     adam_beta1: float = option(OPTIMIZER, 0.9, ge=0, lt=1)
@@ -118,6 +139,13 @@ class TrainConfig(Settings):
     def _options_fit_together(self) -> "TrainConfig":
         if self.eval_steps is not None and self.eval_fraction == 0:
             raise ValueError("--eval-steps without held-out pairs; set --eval-fraction above 0")
+        if self.stochastic_rounding:
+            if self.dtype != "bfloat16" or self.lora_rank:
+                raise ValueError(
+                    "--stochastic-rounding is for bfloat16 weights; set --dtype bfloat16, without --lora-rank"
+                )
+            if not self.optim.startswith("adamw_torch"):
+                raise ValueError(f"--stochastic-rounding with --optim {self.optim}; use an adamw_torch one")
         return self
 
     @property
@@ -128,6 +156,10 @@ class TrainConfig(Settings):
             idle |= dict.fromkeys(("alpha", "beta_r", "f_shape", "f_clip"), f"--loss {self.loss}")
         if self.lora_rank == 0:
             idle |= dict.fromkeys(("lora_alpha", "lora_dropout", "lora_target_modules"), "--lora-rank 0")
+        if self.optim in ("sgd", "adafactor"):
+            idle |= dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon"), f"--optim {self.optim}")
+        if "lion" in self.optim:
+            idle["adam_epsilon"] = f"--optim {self.optim}"
         if self.convergence_loss is None:
             idle["convergence_window"] = "no --convergence-loss"
         defaults = type(self).model_fields

@@ -26,6 +26,7 @@ from .finite import NOT_FINITE_FIX, listed, require_finite_weights
 from .folder import RunFolder
 from .losses import LOSSES, LossSettings
 from .metrics import MetricSums
+from .optimizers import make_optimizer, require_optimizer, set_learning_rate
 from .order import PairOrder
 from .policy import load_policy, parameter_groups, save_policy
 from .shapes import SHAPES
@@ -48,6 +49,7 @@ def train(config: TrainConfig) -> TrainResult:
     """
     quiet_libraries()
     require_installed(config.report_to)
+    require_optimizer(config, pick_device(config.device))
     for name, why in config.idle.items():
         warn(f"--{name.replace('_', '-')} does nothing with {why}")
     cache = RewardCache(Path(config.cache).expanduser())
@@ -128,13 +130,8 @@ class TrainRun:
             forward = ResponseLogps(self.policy, layout="padded" if config.attn_implementation else None)
         for fallback in forward.fallbacks:
             warn(f"{config.model}: {fallback}")
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.policy, config.weight_decay),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            fused=self.accelerator.device.type == "cuda",
-        )
+        groups = parameter_groups(self.policy, config.weight_decay)
+        optimizer = make_optimizer(config, groups, self.accelerator.device)
         self.scheduler = transformers.get_scheduler(
             config.lr_scheduler,
             optimizer,
@@ -201,7 +198,7 @@ class TrainRun:
     def _train_step(self, pairs: list[ScoredPair], progress: Meter, reporter: Reporter) -> None:
         # Dropout of a step depends on nothing but the step, so a resumed run draws the same.
         torch.manual_seed((self.config.seed << 32) + self.step)
-        learning_rate = self.scheduler.get_last_lr()[0]
+        learning_rate = float(self.scheduler.get_last_lr()[0])
         self.convergence.add(self.runner.backward(pairs, self.metrics))
         grad_norm = self._clip_gradients(pairs)
         self.optimizer.step()
@@ -285,7 +282,7 @@ class TrainRun:
         load_optimizer(checkpoint, self.optimizer)
         self.scheduler.load_state_dict(state["scheduler"])
         for group, learning_rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            group["lr"] = learning_rate
+            set_learning_rate(group, learning_rate)
         if state["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.tokens, self.last_record = state["step"], state["tokens"], state["last_record"]

@@ -94,6 +94,8 @@ def train_values(cache: Path, models: Models, output: Path) -> Values:
         "learning_rate": 1e-05,
         "lr_scheduler": "linear",
         "warmup_ratio": 0.2,
+        "optim": "adamw_torch",
+        "stochastic_rounding": False,
         "weight_decay": 0.01,
         "adam_beta1": 0.8,
         "adam_beta2": 0.95,
