@@ -249,8 +249,12 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     attn_implementation: str | None = None,
+    quantization: Any = None,
 ) -> nn.Module:
     """The causal LM or token classifier of `source`, in evaluation mode.
+
+    Args:
+        quantization: a quantization configuration of transformers.
 
     Raises:
         ModelError: the weights do not load or leave parameters without a value.
@@ -260,7 +264,9 @@ def load_model(
     is_classifier = source.kind == "token-classification"
     auto = transformers.AutoModelForTokenClassification if is_classifier else transformers.AutoModelForCausalLM
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    if device.type != "cpu":
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    if device.type != "cpu" or quantization is not None:
         options["device_map"] = {"": device}
     try:
         model, info = auto.from_pretrained(

@@ -121,6 +121,21 @@ class TrainConfig(Settings):
     """Dropout on LoRA's input."""
     lora_target_modules: tuple[str, ...] = option(LORA, ("all-linear",))
     """Modules that get an adapter; all-linear is every linear layer but the head. Repeatable."""
+    lora_modules_to_save: tuple[str, ...] = option(LORA, ())
+    """Modules that are trained in full and saved with the adapter, such as lm_head. Repeatable."""
+    use_rslora: bool = option(LORA, False)
+    """Scale by alpha / sqrt(rank) (rank-stabilized LoRA) instead of alpha / rank."""
+    use_dora: bool = option(LORA, False)
+    """Train magnitude and direction of the weights apart (DoRA)."""
+    load_in_4bit: bool = option(LORA, False)
+    """Quantise the policy's own weights to 4 bits as they are loaded (QLoRA, bitsandbytes). It then starts beside the
+    reference, not at it, by the error of quantisation."""
+    load_in_8bit: bool = option(LORA, False)
+    """The same with 8 bits."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = option(LORA, "nf4")
+    """Type of the 4-bit numbers."""
+    use_bnb_nested_quant: bool = option(LORA, False)
+    """Quantise the constants of 4-bit quantisation too."""
 
     logging_steps: int = option(LOGGING, 10, gt=0)
     """Log every N steps; the first and the last step are always logged."""
@@ -139,6 +154,10 @@ class TrainConfig(Settings):
     def _options_fit_together(self) -> "TrainConfig":
         if self.eval_steps is not None and self.eval_fraction == 0:
             raise ValueError("--eval-steps without held-out pairs; set --eval-fraction above 0")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("--load-in-4bit and --load-in-8bit exclude each other; choose one")
+        if (self.load_in_4bit or self.load_in_8bit) and not self.lora_rank:
+            raise ValueError("quantised weights cannot be trained; set --lora-rank, or leave --load-in-… out")
         if self.stochastic_rounding:
             if self.dtype != "bfloat16" or self.lora_rank:
                 raise ValueError(
@@ -155,7 +174,10 @@ class TrainConfig(Settings):
         if self.loss != "tgdpo":
             idle |= dict.fromkeys(("alpha", "beta_r", "f_shape", "f_clip"), f"--loss {self.loss}")
         if self.lora_rank == 0:
-            idle |= dict.fromkeys(("lora_alpha", "lora_dropout", "lora_target_modules"), "--lora-rank 0")
+            lora = ("lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save")
+            idle |= dict.fromkeys((*lora, "use_rslora", "use_dora"), "--lora-rank 0")
+        if not self.load_in_4bit:
+            idle |= dict.fromkeys(("bnb_4bit_quant_type", "use_bnb_nested_quant"), "no --load-in-4bit")
         if self.optim in ("sgd", "adafactor"):
             idle |= dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon"), f"--optim {self.optim}")
         if "lion" in self.optim:

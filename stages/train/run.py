@@ -29,6 +29,7 @@ from .metrics import MetricSums
 from .optimizers import make_optimizer, require_optimizer, set_learning_rate
 from .order import PairOrder
 from .policy import load_policy, parameter_groups, save_policy
+from .quantization import require_quantization
 from .shapes import SHAPES
 from .step import StepRunner
 from .trackers import Reporter, require_installed
@@ -54,6 +55,7 @@ def train(config: TrainConfig) -> TrainResult:
         warn(f"--{name.replace('_', '-')} does nothing with {why}")
     cache = RewardCache(Path(config.cache).expanduser())
     source = resolve(config.model, "--model", trust_remote_code=config.trust_remote_code)
+    require_quantization(config, source)
     tokenizer = _fitting_tokenizer(config, cache, source)
     cache.require_unchanged()
     folder = RunFolder(config, {"cache_sha256": cache.content_hash, "model_sha256": source.content_hash})

@@ -117,6 +117,13 @@ def train_values(cache: Path, models: Models, output: Path) -> Values:
         "lora_alpha": 3.0,
         "lora_dropout": 0.1,
         "lora_target_modules": ["q_proj", "v_proj"],
+        "lora_modules_to_save": ["lm_head"],
+        "use_rslora": True,
+        "use_dora": True,
+        "load_in_4bit": False,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": "fp4",
+        "use_bnb_nested_quant": True,
         "logging_steps": 1,
         "eval_fraction": 0.2,
         "eval_steps": 1,
@@ -173,6 +180,7 @@ class TestEveryOption:
         else:
             other = {name: field.default for name, field in TrainConfig.model_fields.items() if not field.is_required()}
             other |= {"cache": "nowhere", "model": "nothing", "output": "none", "lora_target_modules": "all-linear"}
+            other |= {"lora_modules_to_save": []}
             ok("train", "--config", write_yaml(tmp_path / "train.yaml", other | {"report_to": []}), *as_flags(values))
         assert resolved(tmp_path / "run") == values
 
