@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from ..settings import Settings, option
 
@@ -147,8 +147,19 @@ class TrainConfig(Settings):
     """Write a checkpoint every N steps; 0 writes none."""
     keep_checkpoints: int = option(LOGGING, 1, gt=0)
     """Checkpoints to keep; the newest stay."""
-    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = option(LOGGING, ())
-    """Trackers that get the metrics, besides metrics.jsonl. Repeatable."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "none"], ...] = option(LOGGING, ())
+    """Trackers that get the metrics, besides metrics.jsonl; none is the default. Repeatable."""
+    project: str | None = option(LOGGING, None)
+    """Project of the trackers. Default: the environment's WANDB_PROJECT, else tgdpo."""
+    run_name: str | None = option(LOGGING, None)
+    """Name of the run in the trackers. Default: the output folder's."""
+
+    @field_validator("report_to")
+    @classmethod
+    def _none_alone(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        if "none" in trackers and len(trackers) > 1:
+            raise ValueError("none goes with no other tracker")
+        return () if trackers == ("none",) else trackers
 
     @model_validator(mode="after")
     def _options_fit_together(self) -> "TrainConfig":
@@ -176,6 +187,8 @@ class TrainConfig(Settings):
         if self.lora_rank == 0:
             lora = ("lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save")
             idle |= dict.fromkeys((*lora, "use_rslora", "use_dora"), "--lora-rank 0")
+        if not self.report_to:
+            idle |= dict.fromkeys(("project", "run_name"), "no --report-to")
         if not self.load_in_4bit:
             idle |= dict.fromkeys(("bnb_4bit_quant_type", "use_bnb_nested_quant"), "no --load-in-4bit")
         if self.optim in ("sgd", "adafactor"):

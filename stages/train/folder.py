@@ -33,6 +33,8 @@ _FREE_FIELDS = (
     "save_steps",
     "keep_checkpoints",
     "report_to",
+    "project",
+    "run_name",
 )
 
 

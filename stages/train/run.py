@@ -29,6 +29,7 @@ from .metrics import MetricSums
 from .optimizers import make_optimizer, require_optimizer, set_learning_rate
 from .order import PairOrder
 from .policy import load_policy, parameter_groups, save_policy
+from .progress import status
 from .quantization import require_quantization
 from .shapes import SHAPES
 from .step import StepRunner
@@ -167,8 +168,7 @@ class TrainRun:
         reporter = Reporter(self.accelerator, self.folder, config)
         if self.step == 0:
             self._evaluate(reporter)
-        with meter("training", self.total_steps) as progress:
-            progress.advance(self.step)
+        with meter("training", self.total_steps, done=self.step) as progress:
             for pairs in self._batches():
                 self._train_step(pairs, progress, reporter)
                 if self._is_last or (config.eval_steps and self.step % config.eval_steps == 0):
@@ -210,8 +210,7 @@ class TrainRun:
         self.tokens += sum(pair.ids.tokens for pair in pairs)
         if self.step == 1 or self._is_last or self.step % self.config.logging_steps == 0:
             self._log(reporter, learning_rate, grad_norm)
-        text = f"loss {self.last_record['loss']:.4f}  accuracy {self.last_record['rewards/accuracies']:.3f}"
-        progress.advance(1, f"{text}  {self.last_record['tokens_per_second']:,.0f} tokens/s")
+        progress.advance(1, status(self.last_record, self.accelerator.device))
 
     def _clip_gradients(self, pairs: list[ScoredPair]) -> float:
         limit = self.config.max_grad_norm or math.inf

@@ -130,6 +130,8 @@ def train_values(cache: Path, models: Models, output: Path) -> Values:
         "save_steps": 1,
         "keep_checkpoints": 2,
         "report_to": ["tensorboard"],
+        "project": "a-project",
+        "run_name": "a-name",
     }
 
 
