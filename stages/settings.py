@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 
 class Settings(BaseModel):
@@ -24,3 +25,9 @@ class Settings(BaseModel):
 def option(panel: str, default: Any = ..., **constraints: Any) -> Any:
     """A field shown under `panel` in the help; `constraints` are pydantic's (gt, ge, le …)."""
     return Field(default, json_schema_extra={"panel": panel}, **constraints)
+
+
+def panel_of(field: FieldInfo) -> str | None:
+    """The panel that a field was given by `option`."""
+    extra = field.json_schema_extra
+    return str(extra["panel"]) if isinstance(extra, dict) else None

@@ -6,13 +6,14 @@ from pydantic import field_validator, model_validator
 
 from ..settings import Settings, option
 
-IN_OUT, LOSS, OPTIMIZER, BATCH, LORA, LOGGING = (
+IN_OUT, LOSS, OPTIMIZER, BATCH, LORA, LOGGING, HUB = (
     "Input and output",
     "Loss",
     "Optimizer",
     "Batches and memory",
     "LoRA",
     "Logging, evaluation, checkpoints",
+    "Hugging Face hub",
 )
 
 
@@ -154,6 +155,13 @@ class TrainConfig(Settings):
     run_name: str | None = option(LOGGING, None)
     """Name of the run in the trackers. Default: the output folder's."""
 
+    push_to_hub: bool = option(HUB, False)
+    """Upload the policy and its card when the run is finished, with the token of hf auth login or HF_TOKEN."""
+    hub_model_id: str | None = option(HUB, None)
+    """Repository to push to, NAME or ORGANISATION/NAME. Default: the output folder's name."""
+    hub_private_repo: bool = option(HUB, False)
+    """Make the repository private where it is made."""
+
     @field_validator("report_to")
     @classmethod
     def _none_alone(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
@@ -187,6 +195,8 @@ class TrainConfig(Settings):
         if self.lora_rank == 0:
             lora = ("lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save")
             idle |= dict.fromkeys((*lora, "use_rslora", "use_dora"), "--lora-rank 0")
+        if not self.push_to_hub:
+            idle |= dict.fromkeys(("hub_model_id", "hub_private_repo"), "no --push-to-hub")
         if not self.report_to:
             idle |= dict.fromkeys(("project", "run_name"), "no --report-to")
         if not self.load_in_4bit:

@@ -35,6 +35,9 @@ _FREE_FIELDS = (
     "report_to",
     "project",
     "run_name",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
 )
 
 

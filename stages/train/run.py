@@ -24,6 +24,7 @@ from .config import TrainConfig
 from .convergence import Convergence
 from .finite import NOT_FINITE_FIX, listed, require_finite_weights
 from .folder import RunFolder
+from .hub import open_repository, push
 from .losses import LOSSES, LossSettings
 from .metrics import MetricSums
 from .optimizers import make_optimizer, require_optimizer, set_learning_rate
@@ -61,14 +62,19 @@ def train(config: TrainConfig) -> TrainResult:
     cache.require_unchanged()
     folder = RunFolder(config, {"cache_sha256": cache.content_hash, "model_sha256": source.content_hash})
     record = folder.claim()
+    repository = open_repository(config) if config.push_to_hub else None
     if record is not None:
         log(f"{folder.path} is finished already, nothing to do")
-        return TrainResult(folder.path, record["summary"])
-    try:
-        return TrainRun(config, cache, source, tokenizer, folder).finish()
-    finally:
-        # accelerate keeps its state for the whole process; a second run may have other settings.
-        AcceleratorState._reset_state(reset_partial_state=True)
+        result = TrainResult(folder.path, record["summary"])
+    else:
+        try:
+            result = TrainRun(config, cache, source, tokenizer, folder).finish()
+        finally:
+            # accelerate keeps its state for the whole process; a second run may have other settings.
+            AcceleratorState._reset_state(reset_partial_state=True)
+    if repository:
+        log(f"pushed to {push(folder.path, repository)}")
+    return result
 
 
 def _fitting_tokenizer(config: TrainConfig, cache: RewardCache, source: ModelSource) -> Any:

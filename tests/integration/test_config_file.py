@@ -132,6 +132,9 @@ def train_values(cache: Path, models: Models, output: Path) -> Values:
         "report_to": ["tensorboard"],
         "project": "a-project",
         "run_name": "a-name",
+        "push_to_hub": False,
+        "hub_model_id": "a-model",
+        "hub_private_repo": True,
     }
 
 
