@@ -9,6 +9,7 @@ from torch import nn
 from ...errors import ModelError
 from ..models import ModelSource, add_adapter, load_model, pick_dtype, resolve
 from .config import TrainConfig
+from .loaded import LoadedModel
 from .lora import with_lora
 from .quantization import keep_training_layout, quantization_config
 
@@ -23,10 +24,13 @@ def load_policy(config: TrainConfig, source: ModelSource, device: torch.device, 
     Raises:
         ModelError: it does not load.
     """
-    start = resolve(str(checkpoint), "checkpoint") if checkpoint and config.lora_rank == 0 else source
-    model = _load_merged(config, start, device)
-    if config.lora_rank:
-        model = with_lora(config, model, checkpoint)
+    if isinstance(source, LoadedModel):
+        model = source.prepared(config, device, checkpoint)
+    else:
+        start = resolve(str(checkpoint), "checkpoint") if checkpoint and config.lora_rank == 0 else source
+        model = _load_merged(config, start, device)
+        if config.lora_rank:
+            model = with_lora(config, model, checkpoint)
     _switch_dropout_off(model, keep_lora=config.lora_dropout > 0)
     model.config.use_cache = False
     if config.gradient_checkpointing:

@@ -25,6 +25,7 @@ from .convergence import Convergence
 from .finite import NOT_FINITE_FIX, listed, require_finite_weights
 from .folder import RunFolder
 from .hub import open_repository, push
+from .loaded import LoadedModel
 from .losses import LOSSES, LossSettings
 from .metrics import MetricSums
 from .optimizers import make_optimizer, require_optimizer, set_learning_rate
@@ -42,10 +43,16 @@ class TrainResult(NamedTuple):
 
     output: Path
     summary: dict[str, Any]
+    policy: Any = None
+    """The trained model; None where the run was finished already."""
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig, *, start: LoadedModel | None = None, tokenizer: Any = None) -> TrainResult:
     """Trains the policy from the cache, or goes on where an earlier start of the same run stopped.
+
+    Args:
+        start: a policy in memory, instead of `config.model`, which then is its name.
+        tokenizer: the policy's; None takes the one saved beside `config.model`.
 
     Raises:
         TgdpoError: what was asked for cannot work; checkpoints stay.
@@ -56,9 +63,9 @@ def train(config: TrainConfig) -> TrainResult:
     for name, why in config.idle.items():
         warn(f"--{name.replace('_', '-')} does nothing with {why}")
     cache = RewardCache(Path(config.cache).expanduser())
-    source = resolve(config.model, "--model", trust_remote_code=config.trust_remote_code)
+    source = start or resolve(config.model, "--model", trust_remote_code=config.trust_remote_code)
     require_quantization(config, source)
-    tokenizer = _fitting_tokenizer(config, cache, source)
+    tokenizer = _fitting_tokenizer(config, cache, source, tokenizer)
     cache.require_unchanged()
     folder = RunFolder(config, {"cache_sha256": cache.content_hash, "model_sha256": source.content_hash})
     record = folder.claim()
@@ -77,7 +84,7 @@ def train(config: TrainConfig) -> TrainResult:
     return result
 
 
-def _fitting_tokenizer(config: TrainConfig, cache: RewardCache, source: ModelSource) -> Any:
+def _fitting_tokenizer(config: TrainConfig, cache: RewardCache, source: ModelSource, tokenizer: Any) -> Any:
     """The policy's tokenizer. Raises where cache and policy, or cache and loss, do not go together."""
     manifest = cache.manifest
     if manifest.rows == 0:
@@ -87,10 +94,11 @@ def _fitting_tokenizer(config: TrainConfig, cache: RewardCache, source: ModelSou
             f"{cache.folder} was scored without guidance, so it has no token rewards",
             fix="score it with --guidance, or train with --loss dpo",
         )
-    with_tokenizer = source
-    if source.kind == "adapter" and not has_tokenizer(source):
-        with_tokenizer = resolve(source.base_name or "", f"--model {source.name} has the base")
-    tokenizer = load_tokenizer(with_tokenizer)
+    if tokenizer is None:
+        with_tokenizer = source
+        if source.kind == "adapter" and not has_tokenizer(source):
+            with_tokenizer = resolve(source.base_name or "", f"--model {source.name} has the base")
+        tokenizer = load_tokenizer(with_tokenizer)
     if vocabulary_hash(tokenizer) != manifest.tokenizer_vocabulary_sha256:
         raise ModelError(
             f"--model {source.name} has another vocabulary than the cache's tokenizer ({manifest.tokenizer})",
@@ -135,6 +143,8 @@ class TrainRun:
 
     def _prepare_loop(self) -> None:
         config = self.config
+        causal_lm = self.policy.get_base_model() if hasattr(self.policy, "get_base_model") else self.policy
+        self._own_attention = causal_lm.config._attn_implementation
         with self.accelerator.autocast():
             forward = ResponseLogps(self.policy, layout="padded" if config.attn_implementation else None)
         for fallback in forward.fallbacks:
@@ -189,7 +199,15 @@ class TrainRun:
         write_card(self.folder.path, config, self.cache, summary)
         self.folder.finish(summary)
         self.accelerator.end_training()
-        return TrainResult(self.folder.path, summary)
+        self._hand_back()
+        return TrainResult(self.folder.path, summary, self.policy)
+
+    def _hand_back(self) -> None:
+        """Makes the policy a model as transformers loads it: packed rows are training's alone."""
+        causal_lm = self.policy.get_base_model() if hasattr(self.policy, "get_base_model") else self.policy
+        causal_lm.set_attn_implementation(self._own_attention)
+        causal_lm.config.use_cache = True
+        causal_lm.gradient_checkpointing_disable()
 
     @property
     def _is_last(self) -> bool:
