@@ -5,6 +5,7 @@ Without a terminal (a log file, a batch job) the bar becomes a line now and then
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,6 +39,8 @@ def quiet_libraries() -> None:
     import datasets
     import transformers
 
+    # What they say to one another about names that will change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

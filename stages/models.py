@@ -106,19 +106,20 @@ def _weights_sha256(path: Path) -> str:
     return blob if path.is_symlink() and _SHA256.fullmatch(blob) else sha256_file(path)
 
 
-def resolve(name: str, option: str, *, trust_remote_code: bool = False) -> ModelSource:
+def resolve(name: str, option: str, *, trust_remote_code: bool = False, weights: bool = True) -> ModelSource:
     """Finds a model by folder or hub name (NAME@REVISION), downloading it where needed.
 
     Args:
         name: what the user gave.
         option: the option it was given with, for messages.
+        weights: whether a hub model's weights are downloaded, or its small files alone.
 
     Raises:
         ModelError: there is no such model, or it is none.
         UsageError: `trust_remote_code` with a hub model that is not pinned to a commit.
     """
     path = Path(name).expanduser()
-    folder = path if path.is_dir() else _download(name, option, trust_remote_code)
+    folder = path if path.is_dir() else _download(name, option, trust_remote_code, weights)
     adapter, config = folder / "adapter_config.json", folder / "config.json"
     if adapter.is_file() and not config.is_file():
         return ModelSource(name, folder, "adapter", _read_json(adapter), trust_remote_code)
@@ -134,7 +135,7 @@ def resolve(name: str, option: str, *, trust_remote_code: bool = False) -> Model
     return ModelSource(name, folder, kind, content, trust_remote_code)
 
 
-def _download(name: str, option: str, trust_remote_code: bool) -> Path:
+def _download(name: str, option: str, trust_remote_code: bool, weights: bool) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -144,7 +145,9 @@ def _download(name: str, option: str, trust_remote_code: bool) -> Path:
             f"{option} {name}: --trust-remote-code runs code from the hub",
             fix="pin it with NAME@REVISION, the full 40-digit commit hash that you have read",
         )
-    wanted = [*_WANTED_FILES, "*.py"] if trust_remote_code else _WANTED_FILES
+    wanted = _WANTED_FILES if weights else ["*.json"]
+    if trust_remote_code:
+        wanted = [*wanted, "*.py"]
     try:
         return Path(
             huggingface_hub.snapshot_download(

@@ -34,7 +34,8 @@ def with_lora(config: TrainConfig, model: nn.Module, checkpoint: Path | None) ->
         use_dora=config.use_dora,
     )
     try:
-        return peft.get_peft_model(model, lora)
+        # A model without values, of a plan, gets an adapter without values.
+        return peft.get_peft_model(model, lora, low_cpu_mem_usage=next(model.parameters()).is_meta)
     except ValueError as error:
         raise UsageError(
             f"--lora-target-modules {' '.join(modules)} ({str(error).splitlines()[0]})",
