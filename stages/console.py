@@ -3,6 +3,7 @@
 Without a terminal (a log file, a batch job) the bar becomes a line now and then. Results go to stdout, elsewhere.
 """
 
+import logging
 import sys
 import time
 import warnings
@@ -41,6 +42,7 @@ def quiet_libraries() -> None:
 
     # What they say to one another about names that will change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels that it did not find
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

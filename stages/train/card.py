@@ -29,7 +29,7 @@ def write_card(folder: Path, config: TrainConfig, cache: RewardCache, summary: d
         f"library_name: {'peft' if config.lora_rank else 'transformers'}",
         *_base_model(config),
         "pipeline_tag: text-generation",
-        f"tags: [tgdpo, {config.loss}, preference-optimization]",
+        f"tags: [{', '.join(dict.fromkeys(['tgdpo', config.loss, 'preference-optimization']))}]",
         "---",
         "",
         f"# {folder.name}",
