@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from ...data.files import sync
 from ...errors import TrainingError
@@ -20,7 +21,7 @@ from .optimizer_state import pack, unpack
 STATE_VERSION = 2
 _STATE = "trainer_state.json"
 _OPTIMIZER = "optimizer.safetensors"
-_PLACES = "places"
+_VALUES = "values"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -34,7 +35,14 @@ def _step_of(path: Path) -> int:
 
 
 def save_checkpoint(
-    folder: Path, step: int, *, save_weights: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+    folder: Path,
+    step: int,
+    *,
+    save_weights: Any,
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int,
 ) -> None:
     """Writes `folder/step-N` and removes all but the newest `keep`.
 
@@ -46,8 +54,8 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_weights(temporary)
-    tensors, places = pack(optimizer)
-    save_file(tensors, temporary / _OPTIMIZER, metadata={_PLACES: json.dumps(places)})
+    tensors, values = pack(policy, optimizer)
+    save_file(tensors, temporary / _OPTIMIZER, metadata={_VALUES: json.dumps(values)})
     # A learning rate may be a tensor.
     (temporary / _STATE).write_text(json.dumps({"state_version": STATE_VERSION} | state, indent=1, default=float))
     for path in temporary.iterdir():
@@ -71,9 +79,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
+def load_optimizer(checkpoint: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Puts the saved moments back; hyperparameters stay those of the configuration."""
     with safe_open(checkpoint / _OPTIMIZER, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        places = json.loads(file.metadata()[_PLACES])
-    unpack(optimizer, tensors, places)
+        values = json.loads(file.metadata()[_VALUES])
+    unpack(policy, optimizer, tensors, values)

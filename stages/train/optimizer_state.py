@@ -6,68 +6,63 @@ would not come back as it was.
 """
 
 import importlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import TrainingError
 
+Values = dict[str, Any]
+"""JSON values by PARAMETER/FIELD."""
 _COMPOSITE_MODULES = ("torchao.optim.",)
 """Modules whose tensor classes are made again when a state is loaded; nothing else is imported by name."""
 
 
-def pack(optimizer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of `optimizer`.
+def pack(policy: nn.Module, optimizer: Any) -> tuple[dict[str, Tensor], Values]:
+    """The state of `optimizer` over parameters of `policy`.
 
     Returns:
-        Tensors by key, none sharing memory with another, and the JSON value that says where each belongs.
+        Tensors named PARAMETER/FIELD, none sharing memory with another; and the JSON values of the fields that are no
+        tensor, or are made of other tensors.
     """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in policy.named_parameters()}
     tensors: dict[str, Tensor] = {}
-    keys: dict[tuple[int, tuple[int, ...]], str] = {}
-    state = {
-        str(index): {name: _pack(value, f"{index}.{name}", tensors, keys) for name, value in optimizer.state[p].items()}
-        for index, _, p in _parameters(optimizer)
-        if p in optimizer.state
-    }
-    return tensors, state
+    values: Values = {}
+    keys: dict[Any, str] = {}
+    for parameter, fields in optimizer.state.items():
+        for field, value in fields.items():
+            key = f"{names[parameter]}/{field}"
+            packed = _pack(value, key, tensors, keys)
+            if packed != {"tensor": key}:
+                values[key] = packed
+    return tensors, values
 
 
-def unpack(optimizer: Any, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+def unpack(policy: nn.Module, optimizer: Any, tensors: dict[str, Tensor], values: Values) -> None:
     """Gives `optimizer` the state that `pack` made; hyperparameters stay.
 
     Raises:
         TrainingError: the state is that of other parameters, or holds something unknown.
     """
-    parameters = list(_parameters(optimizer))
-    if not set(state) <= {str(index) for index, _, _ in parameters}:
-        raise TrainingError(
-            f"the optimizer's state is that of {len(state)} parameters, the policy has {len(parameters)}",
-            fix="train in another --output",
-        )
-    for index, group, parameter in parameters:
-        if str(index) in state:
-            values = {name: _unpack(value, tensors) for name, value in state[str(index)].items()}
-            optimizer.state[parameter] = {
-                name: _placed(optimizer, group, parameter, name, value) for name, value in values.items()
-            }
-
-
-def _parameters(optimizer: Any) -> Iterator[tuple[int, dict[str, Any], Tensor]]:
-    index = 0
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            yield index, group, parameter
-            index += 1
+    parameters = dict(policy.named_parameters())
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    whole = {key: {"tensor": key} for key in tensors if key.count("/") == 1}
+    for key, packed in (whole | values).items():
+        name, _, field = key.partition("/")
+        parameter = parameters.get(name)
+        if parameter is None or parameter not in groups:
+            raise TrainingError(f"the optimizer's state is of other weights ({name})", fix="train in another --output")
+        value = _unpack(packed, tensors)
+        optimizer.state[parameter][field] = _placed(optimizer, groups[parameter], parameter, field, value)
 
 
 def _pack(value: Any, key: str, tensors: dict[str, Tensor], keys: dict[Any, str]) -> Any:
     if not torch.is_tensor(value):
-        return {"value": value}
+        return value
     if hasattr(value, "__tensor_flatten__"):
         names, attributes = value.__tensor_flatten__()
-        parts = {name: _pack(getattr(value, name), f"{key}.{name}", tensors, keys) for name in names}
+        parts = {name: _pack(getattr(value, name), f"{key}/{name}", tensors, keys) for name in names}
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         return {"class": kind, "parts": parts, "attributes": [_pack_attribute(each) for each in attributes]}
     if getattr(value, "is_paged", False):
@@ -80,9 +75,9 @@ def _pack(value: Any, key: str, tensors: dict[str, Tensor], keys: dict[Any, str]
     return {"tensor": keys[place]}
 
 
-def _unpack(packed: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
-    if "value" in packed:
-        return packed["value"]
+def _unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(packed, dict):
+        return packed
     if "tensor" in packed:
         return tensors[packed["tensor"]].clone()
     module, _, name = packed["class"].rpartition(".")

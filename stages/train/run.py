@@ -225,7 +225,9 @@ class TrainRun:
         # Dropout of a step depends on nothing but the step, so a resumed run draws the same.
         torch.manual_seed((self.config.seed << 32) + self.step)
         learning_rate = float(self.scheduler.get_last_lr()[0])
-        self.convergence.add(self.runner.backward(pairs, self.metrics))
+        before = self.metrics.pair_sums.get("loss", 0.0)
+        self.runner.backward(pairs, self.metrics)
+        self.convergence.add((self.metrics.pair_sums["loss"] - before) / len(pairs))
         grad_norm = self._clip_gradients(pairs)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -289,6 +291,7 @@ class TrainRun:
             self.folder.checkpoints,
             self.step,
             save_weights=lambda folder: save_policy(self.policy, self.tokenizer, folder),
+            policy=self.policy,
             optimizer=self.optimizer,
             state={
                 "step": self.step,
@@ -304,7 +307,7 @@ class TrainRun:
 
     def _restore(self, checkpoint: Path) -> None:
         state = read_state(checkpoint)
-        load_optimizer(checkpoint, self.optimizer)
+        load_optimizer(checkpoint, self.policy, self.optimizer)
         self.scheduler.load_state_dict(state["scheduler"])
         for group, learning_rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             set_learning_rate(group, learning_rate)

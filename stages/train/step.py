@@ -48,21 +48,15 @@ class StepRunner:
         self._batch_tokens = batch_tokens
         self._layout = layout
 
-    def backward(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> float:
+    def backward(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> None:
         """Accumulates the gradient of the mean loss over `pairs`, whatever passes they are split into.
-
-        Returns:
-            That mean loss.
 
         Raises:
             TrainingError: the loss of a pair is not finite.
         """
-        total = 0.0
         for batch in self._passes(pairs):
             losses = self._losses(batch, metrics)
             self._accelerator.backward(losses.sum() / len(pairs))
-            total += losses.detach().double().sum().item()
-        return total / len(pairs)
 
     @torch.no_grad()
     def evaluate(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> None:

@@ -52,8 +52,9 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Held:
     def finish(self: TrainRun) -> Any:
         result = original(self)
         found.weights = sum(tensor.nbytes for tensor in [*self.policy.parameters(), *constants_of(self.policy)])
-        found.state = sum(t.nbytes for name, t in pack(self.optimizer)[0].items() if "qmap" not in name)
-        found.state += sum(t.nbytes for name, t in pack(self.optimizer)[0].items() if name.endswith(".qmap"))
+        tensors, _ = pack(self.policy, self.optimizer)
+        # bitsandbytes' tables are one for all parameters.
+        found.state = sum(t.nbytes for name, t in tensors.items() if not name.endswith(("/qmap1", "/qmap2")))
         return result
 
     monkeypatch.setattr(TrainRun, "_clip_gradients", clipped)
