@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .errors import TgdpoError
+from .errors import TgdpoError, UsageError
 from .pipeline.options import options_of
 from .stages.score.config import ScoreConfig
 from .stages.train.config import TrainConfig
@@ -97,6 +97,8 @@ def train_command(
         speed = Speed(gpu, gpus, utilisation, tokens_per_second)
         typer.echo(rendered(settings, make_plan(settings, speed), speed))
         return
+    if gpu or tokens_per_second or gpus != 1:
+        raise UsageError("--gpu, --gpus and --tokens-per-second describe a plan", fix="add --plan, or leave them out")
     from .stages.train.run import train
 
     result = train(settings)

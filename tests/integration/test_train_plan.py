@@ -150,3 +150,8 @@ class TestPrinted:
         )
         assert result.code == 2
         assert "H100" in result.error
+
+    @pytest.mark.parametrize("option", [["--gpu", "H100"], ["--gpus", 2], ["--tokens-per-second", 5]])
+    def test_a_machine_without_a_plan(self, option: list[Any], run_cli: Cli, scored: Path, configured: Path) -> None:
+        result = run_cli("train", "--cache", scored, "--model", configured, "--output", "run", *option)
+        assert (result.code, "add --plan" in result.error) == (2, True)
