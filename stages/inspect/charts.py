@@ -61,7 +61,8 @@ def _figure(name: str, title: str, spec: Spec, caption: str) -> dict[str, Any]:
 
 def chart(description: str, spec: Spec) -> Spec:
     """`spec` as wide as its place, with a description for those who do not see it."""
-    return {"description": description, "width": "container", "height": _HEIGHT} | spec
+    fit = {"type": "fit-x", "contains": "padding"}
+    return {"description": description, "width": "container", "height": _HEIGHT, "autosize": fit} | spec
 
 
 def histogram(values: npt.NDArray[Any], low: float, high: float) -> Iterator[tuple[float, float, float]]:

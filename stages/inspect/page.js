@@ -34,7 +34,7 @@ start(async (data) => {
     for (const side of SIDES) addNumber(signed(found.rewards[side].mean), `mean reward of ${side} tokens, nats`);
     if (found.length_correlation !== null) addNumber(signed(found.length_correlation), "correlation of margin with chosen being longer");
   } else {
-    byId("guided").hidden = true;
+    byId("guided").hidden = byId("bar").hidden = true;
     for (const side of SIDES) addNumber(number(found.ref_logps[side]), `mean log-probability of ${side} tokens, nats`);
     byId("sample").textContent += " The cache was scored without guidance: there are no rewards to show.";
   }
@@ -43,7 +43,7 @@ start(async (data) => {
 
   let fView = null;
   const fSpec = {
-    description: "Histogram of f", width: "container", height: 240,
+    description: "Histogram of f", width: "container", height: 240, autosize: { type: "fit-x", contains: "padding", resize: true },
     data: { name: "bins", values: [] },
     mark: { type: "bar", opacity: 0.55, binSpacing: 0 },
     encoding: {
@@ -228,6 +228,7 @@ start(async (data) => {
     if (token) showTip(token); else hideTip();
   });
   byId("pair").addEventListener("mouseleave", hideTip);
+  addEventListener("wheel", hideTip, { passive: true });
 
   // Keys
 

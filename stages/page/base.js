@@ -37,7 +37,7 @@ async function draw(element, spec, onReady) {
   const old = drawn.get(element);
   if (old) old.view.finalize();
   // ast: expressions are interpreted, since the page may not make code from text.
-  const result = await window.vegaEmbed(element, spec, { actions: false, renderer: "svg", ast: true, logLevel: 1, config: chartConfig() });
+  const result = await window.vegaEmbed(element, spec, { actions: false, renderer: "svg", ast: true, config: chartConfig() });
   drawn.set(element, { spec, onReady, view: result.view });
   if (onReady) await onReady(result.view);
   return result.view;
