@@ -255,7 +255,7 @@ def _tokens(tokens: tuple[VocabularyToken, ...], vocabulary: Vocabulary | None) 
         for each in tokens
     ]
     return {
-        "height": {"step": 15},
+        "height": 15 * len(values),
         "data": {"values": values},
         "mark": "bar",
         "encoding": {

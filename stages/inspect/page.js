@@ -70,8 +70,10 @@ start(async (data) => {
     });
   }
 
+  const fValues = () => Object.fromEntries(SIDES.map((side) => [side, data.grid[side].map((reward) => f(reward, side))]));
+
   async function showF() {
-    const values = Object.fromEntries(SIDES.map((side) => [side, data.grid[side].map((reward) => f(reward, side))]));
+    const values = fValues();
     const parts = SIDES.map((side) => {
       const below = values[side].filter((value) => value < 0).length / values[side].length;
       return `${side} mean ${number(sum(values[side]) / values[side].length, 4)}, ${percent(below, 2)} below 0`;
@@ -115,9 +117,10 @@ start(async (data) => {
   };
   const WHY = { random: "at random", accuracy: "where the guide is most wrong", margin: "with the largest margin", extreme: "with the most extreme tokens" };
   function drawnHow() {
-    const reasons = Object.keys(WHY).map((why) => [pairs.filter((pair) => pair.why === why).length, WHY[why]]).filter(([count]) => count);
-    const all = pairs.length === data.of ? "All pairs." : `${pairs.length.toLocaleString("en-US")} of ${data.of.toLocaleString("en-US")} pairs`;
-    return reasons.length && pairs.length !== data.of ? `${all}: ${reasons.map((reason) => reason.join(" ")).join(", ")}.` : `${all.replace(/\.$/, "")}.`;
+    if (pairs.length === data.of) return "All pairs.";
+    const counts = Object.keys(WHY).map((why) => [pairs.filter((pair) => pair.why === why).length, WHY[why]]);
+    const reasons = counts.filter(([count]) => count).map((reason) => reason.join(" ")).join(", ");
+    return `${pairs.length.toLocaleString("en-US")} of ${data.of.toLocaleString("en-US")} pairs${reasons && ": "}${reasons}.`;
   }
   byId("drawn").textContent = drawnHow();
 
@@ -262,13 +265,15 @@ start(async (data) => {
     event.preventDefault();
     action();
   });
-  for (const name of ["search", "sort", "filter"]) byId(name).addEventListener("input", list);
+  for (const name of ["search", "filter"]) byId(name).addEventListener("input", list);
+  byId("sort").addEventListener("input", () => { list(); select(shown[0] || null); });
   byId("alpha").max = Math.max(2, 4 * settings.alpha);
   byId("alpha").addEventListener("input", (event) => setAlpha(Number(event.target.value)));
   byId("alpha-number").addEventListener("input", (event) => setAlpha(event.target.valueAsNumber));
 
   list();
   if (hasRewards) {
+    fSpec.data.values = fBins(fValues());
     await draw(byId("f-chart"), fSpec, async (view) => { fView = view; await showF(); });
     setAlpha(settings.alpha);
     await drawFigures(byId("figures"), data.figures);
