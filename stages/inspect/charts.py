@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .compare import Comparison
 from .sample import SIDES
 from .statistics import Statistics, VocabularyToken
 from .tokens import token_text
@@ -53,6 +54,73 @@ def figures(statistics: Statistics, vocabulary: Vocabulary | None) -> list[dict[
         if tokens:
             found.append(_figure(name, title, _tokens(tokens, vocabulary), caption))
     return found
+
+
+def comparison_figures(comparison: Comparison, vocabulary: Vocabulary | None) -> list[dict[str, Any]]:
+    """Two guides on the same pairs."""
+    found = [
+        _figure(
+            "both-margins",
+            "Margins of both guides",
+            _both_margins(comparison),
+            f"{min(POINTS, comparison.pairs):,} pairs at random. Where the guides agree, points lie lower left or "
+            "upper right.",
+        )
+    ]
+    if comparison.tokens:
+        caption = "Mean rewards of the tokens that the guides judge most differently, met at least five times."
+        found.append(_figure("both-tokens", "Tokens that differ most", _both_tokens(comparison, vocabulary), caption))
+    return found
+
+
+def _both_margins(comparison: Comparison) -> Spec:
+    ours, theirs = comparison.margins
+    shown = np.random.default_rng(0).permutation(len(ours))[:POINTS]
+    points = [{"ours": round(float(ours[n]), 4), "theirs": round(float(theirs[n]), 4)} for n in shown]
+    encoding = {
+        "x": _field("ours", "margin in this cache, nats"),
+        "y": _field("theirs", "margin in the other, nats"),
+        "tooltip": _numbers("ours", "theirs"),
+    }
+    return {
+        "data": {"values": points},
+        "mark": {"type": "point", "filled": True, "size": 14, "opacity": 0.35},
+        "encoding": encoding,
+    }
+
+
+def _both_tokens(comparison: Comparison, vocabulary: Vocabulary | None) -> Spec:
+    shown = comparison.tokens[:LISTED]
+    names = [token_name(each.id, vocabulary) for each in shown]
+    values = [
+        {"token": name, "cache": cache, "mean": mean, "times": each.count}
+        for name, each in zip(names, shown, strict=True)
+        for cache, mean in (("this cache", each.ours), ("the other", each.theirs))
+    ]
+    return {
+        "height": 15 * len(shown),
+        "data": {"values": values},
+        "encoding": {"y": _field("token", None, "nominal", sort=names, axis={"labelLimit": 160})},
+        "layer": [
+            {
+                "mark": "rule",
+                "encoding": {"x": _field("mean", None, aggregate="min"), "x2": {"aggregate": "max", "field": "mean"}},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 60},
+                "encoding": {
+                    "x": _field("mean", "mean reward, nats"),
+                    "color": {"field": "cache", "type": "nominal", "scale": {"domain": ["this cache", "the other"]}},
+                    "tooltip": [
+                        _field("token", "token", "nominal"),
+                        _field("cache", "cache", "nominal"),
+                        *_numbers("mean"),
+                        _field("times", "times"),
+                    ],
+                },
+            },
+        ],
+    }
 
 
 def _figure(name: str, title: str, spec: Spec, caption: str) -> dict[str, Any]:

@@ -22,6 +22,11 @@ start(async (data) => {
   fillFacts(byId("facts"), data.facts);
   byId("sample").textContent = `Statistics and figures from ${data.sample}.`;
 
+  if (data.comparison) {
+    byId("comparison").hidden = false;
+    byId("comparison").textContent = data.comparison.text;
+  }
+
   function addNumber(value, name) {
     const box = make("div");
     box.append(make("b", value), make("span", name));
@@ -33,6 +38,7 @@ start(async (data) => {
     addNumber(signed(found.margins.mean), "mean margin of a pair, nats");
     for (const side of SIDES) addNumber(signed(found.rewards[side].mean), `mean reward of ${side} tokens, nats`);
     if (found.length_correlation !== null) addNumber(signed(found.length_correlation), "correlation of margin with chosen being longer");
+    if (data.comparison) addNumber(percent(data.comparison.theirs.share), "accuracy of the other guide");
   } else {
     byId("guided").hidden = byId("bar").hidden = true;
     for (const side of SIDES) addNumber(number(found.ref_logps[side]), `mean log-probability of ${side} tokens, nats`);

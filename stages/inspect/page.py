@@ -11,13 +11,14 @@ import numpy as np
 from ...data.cache import RewardCache
 from ..console import printable
 from ..page.document import packed_with, write_page
-from .charts import figures
+from .charts import comparison_figures, figures
+from .compare import Comparison
 from .config import InspectConfig
 from .modulation import Modulation
 from .pairs import ShownPair, ShownSide, ranked, read_numbered, shown_pair
 from .sample import SIDES
 from .statistics import Statistics
-from .summary import fact_lines
+from .summary import comparison_lines, fact_lines
 from .tokens import token_text
 from .vocabulary import Vocabulary
 
@@ -36,6 +37,7 @@ def write_cache_page(
     config: InspectConfig,
     statistics: Statistics,
     vocabulary: Vocabulary | None,
+    comparison: Comparison | None = None,
 ) -> int:
     """Writes the page.
 
@@ -45,7 +47,8 @@ def write_cache_page(
     numbers = list(islice(_candidates(statistics, config), config.limit or MOST_PAIRS))
     rows = read_numbered(cache, (number for number, _ in numbers))
     pairs = (_pair_json(shown_pair(rows[number], number, vocabulary), why) for number, why in numbers)
-    payload, count = packed_with(_content(cache, config, statistics, vocabulary), "pairs", pairs, limit=PAIR_BYTES)
+    content = _content(cache, config, statistics, vocabulary, comparison)
+    payload, count = packed_with(content, "pairs", pairs, limit=PAIR_BYTES)
     write_page(path, __package__ or "", title=f"Rewards of {printable(str(cache.storage))}", payload=payload)
     return count
 
@@ -72,19 +75,34 @@ def _candidates(statistics: Statistics, config: InspectConfig) -> Iterator[tuple
 
 
 def _content(
-    cache: RewardCache, config: InspectConfig, statistics: Statistics, vocabulary: Vocabulary | None
+    cache: RewardCache,
+    config: InspectConfig,
+    statistics: Statistics,
+    vocabulary: Vocabulary | None,
+    comparison: Comparison | None,
 ) -> dict[str, Any]:
     has_rewards = statistics.reward_kind != "none"
+    drawn = figures(statistics, vocabulary) if has_rewards else []
+    if comparison:
+        drawn += comparison_figures(comparison, vocabulary)
     return {
         "facts": {name: printable(value) for name, value in fact_lines(cache).items()},
         "sample": str(statistics.sample),
         "of": len(cache),
         "statistics": statistics.to_json(),
         "reward_kind": statistics.reward_kind,
-        "figures": figures(statistics, vocabulary) if has_rewards else [],
+        "figures": drawn,
+        "comparison": _comparison_json(comparison, config),
         "f": asdict(Modulation.of(config)),
         "grid": {side: _grid(statistics, side) for side in SIDES},
     }
+
+
+def _comparison_json(comparison: Comparison | None, config: InspectConfig) -> dict[str, Any] | None:
+    if comparison is None:
+        return None
+    lines = comparison_lines(comparison, ("", config.compare or ""))
+    return comparison.to_json() | {"text": "; ".join(lines) + "."}
 
 
 def _grid(statistics: Statistics, side: str) -> list[float]:

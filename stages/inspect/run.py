@@ -11,12 +11,13 @@ from rich.console import Console, RenderableType
 from ...data.cache import RewardCache
 from ...errors import CacheError, TgdpoError
 from ..console import log
+from .compare import Comparison, compare
 from .config import InspectConfig
 from .modulation import Modulation
 from .pairs import ShownPair, ranked, read_numbered, shown_pair
 from .sample import draw
 from .statistics import Statistics, gather
-from .summary import facts, overview, report
+from .summary import comparison_report, facts, overview, report
 from .tokens import marked_pair
 from .vocabulary import Vocabulary
 
@@ -32,41 +33,45 @@ def inspect(folder: str, config: InspectConfig, *, as_json: bool = False) -> Non
     statistics = gather(cache, draw(cache, full=config.full))
     vocabulary = find_vocabulary(cache, config) if statistics else None
     modulation = Modulation.of(config)
+    comparison = _compared(cache, config, statistics)
     pairs = _shown_pairs(cache, config, statistics, vocabulary, as_json=as_json) if statistics else []
     if config.html:
-        _write_html(config, cache, statistics, vocabulary)
+        _write_html(config, cache, statistics, vocabulary, comparison)
         return
     if as_json:
-        print_json(_to_json(cache, statistics, modulation, pairs))
+        content = _to_json(cache, statistics, modulation, pairs)
+        print_json(content | {"comparison": comparison.to_json() if comparison else None})
         return
-    _print(cache, statistics, modulation, vocabulary, pairs)
-
-
-def _print(
-    cache: RewardCache,
-    statistics: Statistics | None,
-    modulation: Modulation,
-    vocabulary: Vocabulary | None,
-    pairs: list[ShownPair],
-) -> None:
     console = console_of_stdout()
     parts: list[RenderableType] = [overview(cache)]
     if statistics:
-        parts += [report(statistics, modulation, vocabulary), *(marked_pair(pair, console) for pair in pairs)]
-    for part in parts:
+        parts.append(report(statistics, modulation, vocabulary))
+    if comparison:
+        parts.append(comparison_report(comparison, (folder, config.compare or ""), vocabulary))
+    for part in [*parts, *(marked_pair(pair, console) for pair in pairs)]:
         # A file or another program gets lines as long as they are.
         console.print(part, "", sep="\n", soft_wrap=not console.is_terminal)
 
 
+def _compared(cache: RewardCache, config: InspectConfig, statistics: Statistics | None) -> Comparison | None:
+    if config.compare is None or statistics is None:
+        return None
+    return compare(cache, RewardCache(config.compare), statistics.sample)
+
+
 def _write_html(
-    config: InspectConfig, cache: RewardCache, statistics: Statistics | None, vocabulary: Vocabulary | None
+    config: InspectConfig,
+    cache: RewardCache,
+    statistics: Statistics | None,
+    vocabulary: Vocabulary | None,
+    comparison: Comparison | None,
 ) -> None:
     from .page import write_cache_page
 
     if statistics is None:
         raise CacheError(f"{cache.storage} holds no pair", fix="look at its _set_aside.jsonl for the reasons")
     path = Path(config.html or "").expanduser()
-    count = write_cache_page(path, cache, config, statistics, vocabulary)
+    count = write_cache_page(path, cache, config, statistics, vocabulary, comparison)
     console = console_of_stdout()
     size = path.stat().st_size / 1e6
     console.print(f"{path}: {count:,} pairs, {size:.1f} MB; open it in a browser", markup=False, soft_wrap=True)

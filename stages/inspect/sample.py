@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -107,15 +108,16 @@ def side_tokens(table: pa.Table, side: str, where: str) -> SideTokens:
         lengths.append(pc.list_value_length(column).to_numpy())
     ids, scores = flat["ids"], (flat["rewards"], flat["ref_logps"])
     if not all(np.array_equal(lengths[0], each) for each in lengths[1:]) or not lengths[0].all():
-        _damaged(f"{where}: {side} ids and scores differ in length, or a response is empty")
+        damaged(f"{where}: {side} ids and scores differ in length, or a response is empty")
     if not all(np.isfinite(values).all() for values in scores):
-        _damaged(f"{where}: a {side} score is not finite")
+        damaged(f"{where}: a {side} score is not finite")
     if len(ids) and not 0 <= ids.min() <= ids.max() < MAX_TOKEN_ID:
-        _damaged(f"{where}: a {side} token id is out of range")
+        damaged(f"{where}: a {side} token id is out of range")
     return SideTokens(ids, *scores, lengths[0].astype(np.int64))
 
 
-def _damaged(problem: str) -> None:
+def damaged(problem: str) -> NoReturn:
+    """Raises the CacheError of a cache that is not what it should be."""
     raise CacheError(problem, fix="run tgdpo verify; restore the cache from a copy or score again")
 
 
@@ -124,33 +126,42 @@ def reward_range(cache: RewardCache) -> dict[str, tuple[float, float]] | None:
 
     None where a footer does not say (a shard that another program wrote).
     """
-    with ThreadPoolExecutor(16) as pool:
-        footers = list(pool.map(lambda shard: _footer_range(cache, shard), range(len(cache.manifest.shards))))
     found: dict[str, tuple[float, float]] = {}
-    for side in SIDES:
-        known = [each[side] for each in footers if each is not None]
-        if len(known) < len(footers) or not known:
+    for side, ranges in _footer_ranges(cache, [f"{side}_rewards.list.element" for side in SIDES]).items():
+        known = [each for each in ranges if each is not None]
+        if len(known) < len(ranges) or not known:
             return None
-        found[side] = min(low for low, _ in known), max(high for _, high in known)
+        found[side.partition("_")[0]] = min(low for low, _ in known), max(high for _, high in known)
     return found
 
 
-def _footer_range(cache: RewardCache, shard: int) -> dict[str, tuple[float, float]] | None:
-    empty = (np.inf, -np.inf)
-    found = dict.fromkeys(SIDES, empty)
-    if cache.manifest.shards[shard].rows == 0:
-        return found
+def row_ranges(cache: RewardCache) -> list[tuple[RowGroup, int, int]]:
+    """Each row group with its first and last source_row, from the footers; all rows where a footer does not say."""
+    ranges = _footer_ranges(cache, ["source_row"])["source_row"]
+    return [(group, *(each or (0, 2**63))) for group, each in zip(cache.row_groups, ranges, strict=True)]
+
+
+def _footer_ranges(cache: RewardCache, columns: list[str]) -> dict[str, list[tuple[Any, Any] | None]]:
+    """Of each column, the range of every row group in the cache's order."""
+    with ThreadPoolExecutor(16) as pool:
+        shards = list(pool.map(lambda shard: _shard_ranges(cache, shard, columns), range(len(cache.manifest.shards))))
+    return {column: [each for shard in shards for each in shard[column]] for column in columns}
+
+
+def _shard_ranges(cache: RewardCache, shard: int, columns: list[str]) -> dict[str, list[tuple[Any, Any] | None]]:
+    count = sum(group.shard == shard for group in cache.row_groups)
+    if count == 0:
+        return {column: [] for column in columns}
     with cache.open_shard(shard) as file:
         metadata = file.metadata
-    columns = {metadata.schema.column(n).path: n for n in range(len(metadata.schema))}
-    for side in SIDES:
-        number = columns.get(f"{side}_rewards.list.element")
-        if number is None:
-            return None
-        for group in range(metadata.num_row_groups):
-            statistics = metadata.row_group(group).column(number).statistics
-            if statistics is None or not statistics.has_min_max:
-                return None
-            low, high = found[side]
-            found[side] = min(low, statistics.min), max(high, statistics.max)
-    return found
+    if metadata.num_row_groups != count:
+        damaged(f"{cache.manifest.shards[shard].name} has {metadata.num_row_groups} row groups instead of {count}")
+    places = {metadata.schema.column(n).path: n for n in range(len(metadata.schema))}
+    return {
+        column: [_range(metadata.row_group(group), places.get(column)) for group in range(count)] for column in columns
+    }
+
+
+def _range(group: Any, column: int | None) -> tuple[Any, Any] | None:
+    statistics = None if column is None else group.column(column).statistics
+    return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else None

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from ...data.cache import RewardCache
 from ..console import printable
+from .compare import Comparison
 from .modulation import Modulation
 from .sample import SIDES
 from .statistics import QUANTILES, Statistics
@@ -95,6 +96,52 @@ def report(statistics: Statistics, modulation: Modulation, vocabulary: Vocabular
     if vocabulary:
         parts += [Text(), _vocabulary_table(statistics, vocabulary)]
     return Group(*parts)
+
+
+def comparison_report(comparison: Comparison, names: tuple[str, str], vocabulary: Vocabulary | None) -> Group:
+    """Two guides on the same pairs."""
+    ours, theirs = comparison.ours, comparison.theirs
+    table = _table("", "this cache", "the other")
+    table.add_row("accuracy", f"{ours.share:.1%}", f"{theirs.share:.1%}")
+    table.add_row("standard deviation of token rewards", f"{comparison.ours_std:.4f}", f"{comparison.theirs_std:.4f}")
+    parts: list[RenderableType] = [
+        Text("\n".join(comparison_lines(comparison, names))),
+        Text(),
+        table,
+        Text(),
+        _pair_differences(comparison),
+    ]
+    if vocabulary:
+        parts += [Text(), _token_differences(comparison, vocabulary)]
+    return Group(*parts)
+
+
+def comparison_lines(comparison: Comparison, names: tuple[str, str]) -> list[str]:
+    """Agreement and correlation in words."""
+    unmatched = f", {comparison.unmatched:,} of this cache's are not in the other" if comparison.unmatched else ""
+    correlations = {"margins": comparison.margin_correlation, "token rewards": comparison.token_correlation}
+    known = [f"{name} {value:+.3f}" for name, value in correlations.items() if value is not None]
+    return [
+        f"compared with {printable(names[1])}: {comparison.pairs:,} pairs{unmatched}",
+        f"both guides prefer the same response in {comparison.agreement:.1%} of the pairs",
+        f"correlation of {', of '.join(known)}" if known else "correlations are not defined",
+        f"mean difference of a token's rewards: {comparison.difference:.4f} nats",
+    ]
+
+
+def _pair_differences(comparison: Comparison) -> Table:
+    table = _table("pairs whose margins differ most", "this cache", "the other")
+    for pair in comparison.most_differing:
+        table.add_row(f"pair {pair.number}", f"{pair.ours:+.3f}", f"{pair.theirs:+.3f}")
+    return table
+
+
+def _token_differences(comparison: Comparison, vocabulary: Vocabulary) -> Table:
+    table = _table("tokens whose mean rewards differ most", "this cache", "the other", "times")
+    for token in comparison.tokens[:_LISTED]:
+        text = token_text(vocabulary.text(token.id)).replace("\n", "")[:20]
+        table.add_row(Text(f"'{text}'"), f"{token.ours:+.3f}", f"{token.theirs:+.3f}", f"{token.count:,}")
+    return table
 
 
 def guide_lines(statistics: Statistics) -> Text:

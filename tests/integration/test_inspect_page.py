@@ -1,5 +1,6 @@
 """tgdpo inspect --html, and its page in a browser."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,25 @@ def test_limit_and_sort_choose_the_pairs_of_the_page(ok: Cli, tmp_path: Path) ->
     assert shown.startswith(f"{tmp_path / 'page.html'}: 7 pairs, ")
     with opened(tmp_path / "page.html") as page:
         assert text_of(page, "#drawn") == "7 of 100 pairs: 7 with the largest margin."
+
+
+def test_two_guides_on_one_page(ok: Cli, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(chat=False)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    rows = random_rows(100)
+    swapped = [row | {"chosen_rewards": [-r for r in row["chosen_rewards"]]} for row in rows]
+    name = str(tmp_path / "tokenizer")
+    ours, theirs = (
+        write_cache(tmp_path / folder, each, tokenizer, name=name) for folder, each in (("a", rows), ("b", swapped))
+    )
+    shown = ok("inspect", ours, "--compare", theirs).stdout
+    assert "both guides prefer the same response in" in shown
+    assert "tokens whose mean rewards differ most" in shown
+    found = json.loads(ok("inspect", ours, "--compare", theirs, "--json").stdout)["comparison"]
+    assert found["pairs"] == 100
+    assert ok("inspect", ours, "--json").stdout.count('"comparison": null') == 1
+    ok("inspect", ours, "--compare", theirs, "--html", tmp_path / "page.html")
+    with opened(tmp_path / "page.html") as page:
+        assert f"{found['agreement']:.1%}" in text_of(page, "#comparison")
+        assert page.locator("#both-margins svg path").count() > 50
+        assert page.locator("#both-tokens svg path").count() > 20
