@@ -157,6 +157,17 @@ def inspect_command(
     inspect(cache, _settings(InspectConfig, "inspect", None, given), as_json=as_json)
 
 
+@app.command("report")
+def report_command(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
+    html: Annotated[Path, typer.Option("--html", help="The page to write; it needs no network.")] = Path("runs.html"),
+) -> None:
+    """Show training runs side by side: settings, last metrics, and their curves as a page."""
+    from .stages.report.run import report
+
+    report(runs, html.expanduser())
+
+
 @app.command("demo")
 def demo_command(
     output: Annotated[Path, typer.Option("--output", help="Folder for everything the demo makes.")] = Path(

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -35,6 +36,13 @@ def log(message: str) -> None:
 def warn(message: str) -> None:
     """One line on stderr, marked as a warning."""
     stderr.print(f"warning: {message}", style="yellow", markup=False)
+
+
+def stdout() -> Console:
+    """Where results go; a character that stdout's encoding lacks becomes a question mark."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console(highlight=False)
 
 
 def printable(text: str) -> str:

@@ -2,15 +2,14 @@
 
 import json
 import sys
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from ...data.cache import RewardCache
 from ...errors import CacheError, TgdpoError
-from ..console import log
+from ..console import log, stdout
 from .compare import Comparison, compare
 from .config import InspectConfig
 from .modulation import Modulation
@@ -42,7 +41,7 @@ def inspect(folder: str, config: InspectConfig, *, as_json: bool = False) -> Non
         content = _to_json(cache, statistics, modulation, pairs)
         print_json(content | {"comparison": comparison.to_json() if comparison else None})
         return
-    console = console_of_stdout()
+    console = stdout()
     parts: list[RenderableType] = [overview(cache)]
     if statistics:
         parts.append(report(statistics, modulation, vocabulary))
@@ -72,16 +71,9 @@ def _write_html(
         raise CacheError(f"{cache.storage} holds no pair", fix="look at its _set_aside.jsonl for the reasons")
     path = Path(config.html or "").expanduser()
     count = write_cache_page(path, cache, config, statistics, vocabulary, comparison)
-    console = console_of_stdout()
+    console = stdout()
     size = path.stat().st_size / 1e6
     console.print(f"{path}: {count:,} pairs, {size:.1f} MB; open it in a browser", markup=False, soft_wrap=True)
-
-
-def console_of_stdout() -> Console:
-    """Where results go; a character that stdout's encoding lacks becomes a question mark."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    return Console(highlight=False)
 
 
 def print_json(content: dict[str, Any]) -> None:

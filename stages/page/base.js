@@ -43,13 +43,14 @@ async function draw(element, spec, onReady) {
   return result.view;
 }
 
-async function drawFigures(container, figures) {
+// `onReady(id, view)` is called for a figure whenever it was drawn.
+async function drawFigures(container, figures, onReady) {
   for (const { id, title, caption, spec } of figures) {
     const figure = make("figure");
     const chart = make("div", null, { class: "chart", id });
     figure.append(make("h3", title), chart, make("figcaption", caption));
     container.append(figure);
-    await draw(chart, spec);
+    await draw(chart, spec, onReady && ((view) => onReady(id, view)));
   }
 }
 

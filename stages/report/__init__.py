@@ -1,0 +1,1 @@
+"""Looks at training runs: their curves and settings side by side."""
