@@ -39,10 +39,11 @@ def warn(message: str) -> None:
 
 
 def stdout() -> Console:
-    """Where results go; a character that stdout's encoding lacks becomes a question mark."""
+    """Where results go; a character that stdout's encoding lacks becomes a question mark, and a file or another
+    program gets tables as wide as they are."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    return Console(highlight=False)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
 
 
 def printable(text: str) -> str:

@@ -26,7 +26,7 @@ function chartConfig() {
     legend: { labelColor: text, titleColor: dim, orient: "top", title: null, symbolOpacity: 1 },
     rule: { color: dim },
     point: { color: colour("--accent") },
-    range: { category: [colour("--chosen"), colour("--rejected"), colour("--accent"), dim, "#b279a2", "#9d755d", "#54a24b", "#e45756"] },
+    range: { category: [colour("--chosen"), colour("--rejected"), "#3f9d4f", "#a35fb5", "#8c6d4f", "#1aa6a6", "#d6458b", dim] },
   };
 }
 

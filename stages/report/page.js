@@ -15,11 +15,12 @@ start(async (data) => {
     });
   }
 
-  // An exponential moving average of each curve, corrected for its start at zero.
+  // Of training, an exponential moving average, corrected for its start at zero; held-out values stay what they are.
   function shaped(points) {
-    const [x, weight] = [byId("x").value, Number(byId("smoothing").value)];
+    const [x, smoothing] = [byId("x").value, Number(byId("smoothing").value)];
     const means = new Map();
     return points.map((point) => {
+      const weight = point.of === "training" ? smoothing : 0;
       const key = JSON.stringify([point.run, point.of]);
       const { mean, mass } = means.get(key) || { mean: 0, mass: 0 };
       const next = { mean: weight * mean + (1 - weight) * point.value, mass: weight * mass + (1 - weight) };
