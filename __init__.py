@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .data.cache import RewardCache
+    from .data.cache import RewardCache, load_cache
     from .pipeline.launch import score
     from .stages.score.config import ScoreConfig
     from .stages.train.config import TrainConfig
@@ -25,6 +25,7 @@ _LAZY = {
     "TGDPOConfig": ".stages.train.trainer",
     "TGDPOTrainer": ".stages.train.trainer",
     "TrainConfig": ".stages.train.config",
+    "load_cache": ".data.cache",
     "score": ".pipeline.launch",
     "tgdpo_loss": ".stages.train.functional",
     "train": ".stages.train.run",
@@ -37,6 +38,7 @@ __all__ = [
     "TGDPOTrainer",
     "TrainConfig",
     "__version__",
+    "load_cache",
     "score",
     "tgdpo_loss",
     "train",

@@ -6,17 +6,22 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import CacheError
+from ..errors import CacheError, UsageError
 from .manifest import Manifest, Shard
+from .schema import SHARD_SCHEMA
 from .storage import Storage
 from .tokenization import PairIds
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
 
 Scores = npt.NDArray[np.float32]
 HASHED_AT_START = 2**28
@@ -105,6 +110,37 @@ class RewardCache:
         self._require_unchanged(group.shard)
         return pairs_of(self.read_row_group(group, ["pair_id", *_IDS, *_SCORES]))
 
+    def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows, or these columns of them, in memory.
+
+        Raises:
+            CacheError: a shard is missing or damaged.
+            UsageError: there is no such column.
+        """
+        wanted = list(SHARD_SCHEMA.names if columns is None else columns)
+        unknown = [name for name in wanted if name not in SHARD_SCHEMA.names]
+        if unknown:
+            raise UsageError(f"a cache has no column {unknown[0]}", fix=f"there are {', '.join(SHARD_SCHEMA.names)}")
+        tables = []
+        for number in range(len(self.manifest.shards)):
+            with self.open_shard(number) as file:
+                tables.append(file.read(columns=wanted))
+        schema = pa.schema([SHARD_SCHEMA.field(name) for name in wanted])
+        # Each shard's metadata is its own.
+        return pa.concat_tables([table.select(wanted).cast(schema) for table in tables] or [schema.empty_table()])
+
+    def to_pandas(self, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+        """As `to_arrow`, as a data frame; lists are numpy arrays, one a row."""
+        frame: pd.DataFrame = self.to_arrow(columns).to_pandas()
+        return frame
+
+    def to_dataset(self, columns: Sequence[str] | None = None) -> "datasets.Dataset":
+        """As `to_arrow`, as a Dataset of Hugging Face datasets. A cache that memory does not hold is read by
+        `datasets.load_dataset(folder, streaming=True)`."""
+        import datasets
+
+        return datasets.Dataset(self.to_arrow(columns))
+
     def find(self, pair: str) -> pa.Table:
         """One row, by `pair_id` or by its number in the cache.
 
@@ -152,6 +188,19 @@ class RewardCache:
             raise CacheError(
                 f"{self.storage}: {problem}", fix="restore the file from a copy, or delete the cache and score again"
             )
+
+
+def load_cache(folder: str | Path) -> RewardCache:
+    """Opens a finished cache, to look at it from Python: `tgdpo.load_cache("cache").to_pandas()`.
+
+    Args:
+        folder: the `--output` of `tgdpo score`: a path, or a URL that fsspec opens.
+
+    Raises:
+        CacheError: the folder holds no finished cache.
+        UsageError: the URL cannot be opened.
+    """
+    return RewardCache(folder)
 
 
 def size_problem(storage: Storage, shard: Shard) -> str | None:

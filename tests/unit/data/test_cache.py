@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from support import STANDARD_ROWS, make_tokenizer
 
+import tgdpo
 from tgdpo.data.cache import RewardCache
 from tgdpo.data.schema import METADATA_KEY, SHARD_SCHEMA
-from tgdpo.errors import CacheError
+from tgdpo.errors import CacheError, UsageError
 
 Rows = list[dict[str, Any]]
 
@@ -169,3 +170,41 @@ class TestBytes:
         moved = RewardCache(shutil.move(folder, tmp_path / "elsewhere"))
         moved.require_complete()
         assert pa.concat_tables(moved.read_row_group(group) for group in moved.row_groups).num_rows == 20
+
+
+class TestViews:
+    """All of it, as other libraries hold it."""
+
+    @pytest.mark.parametrize(
+        "rows",
+        [
+            lambda cache: cache.to_arrow().to_pylist(),
+            lambda cache: list(cache.to_dataset()),
+            lambda cache: [
+                {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()}
+                for row in cache.to_pandas().to_dict("records")
+            ],
+        ],
+        ids=["arrow", "datasets", "pandas"],
+    )
+    def test_rows(self, rows: Callable[[RewardCache], Rows], finished: Path) -> None:
+        cache = tgdpo.load_cache(finished)
+        assert rows(cache) == rows_of(cache)
+
+    def test_columns_in_the_order_asked_for(self, cache: RewardCache) -> None:
+        assert cache.to_arrow(["prompt", "chosen_rewards"]).column_names == ["prompt", "chosen_rewards"]
+        assert cache.to_dataset(["rejected"]).column_names == ["rejected"]
+        assert list(cache.to_pandas(["pair_id"]).columns) == ["pair_id"]
+
+    def test_another_column_is_an_error_that_says_what_there_is(self, cache: RewardCache) -> None:
+        with pytest.raises(UsageError, match="no column reward: there are pair_id"):
+            cache.to_arrow(["reward"])
+
+    def test_damage_is_named(self, folder: Path) -> None:
+        (folder / "part-00001-of-00003.parquet").write_bytes(b"PAR1")
+        with pytest.raises(CacheError, match="part-00001"):
+            tgdpo.load_cache(folder).to_pandas()
+
+    def test_no_cache(self, tmp_path: Path) -> None:
+        with pytest.raises(CacheError, match="not finished"):
+            tgdpo.load_cache(tmp_path)
