@@ -168,6 +168,21 @@ def report_command(
     report(runs, html.expanduser())
 
 
+@app.command("push")
+def push_command(
+    cache: Cache,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Dataset on the hub, USER/NAME or NAME.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new dataset private.")] = False,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="Licence for the card: apache-2.0, cc-by-4.0 …")
+    ] = None,
+) -> None:
+    """Publish a cache as a dataset on the Hugging Face hub, with a card; train reads it from there."""
+    from .stages.push.run import push_cache
+
+    typer.echo(push_cache(cache, name, private=private, licence=licence))
+
+
 @app.command("demo")
 def demo_command(
     output: Annotated[Path, typer.Option("--output", help="Folder for everything the demo makes.")] = Path(

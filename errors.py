@@ -43,3 +43,7 @@ class CacheError(TgdpoError):
 
 class TrainingError(TgdpoError):
     """Training cannot go on: a loss that is not finite, a run folder of another configuration."""
+
+
+class HubError(TgdpoError):
+    """The Hugging Face hub did not take what was pushed; it lies where it was."""

@@ -5,18 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ...data.cache import RewardCache
+from ..hub import CITATION
 from ..settings import panel_of
 from .config import BATCH, LORA, LOSS, OPTIMIZER, TrainConfig
-
-_CITATION = """```bibtex
-@inproceedings{zhu2025tgdpo,
-  title     = {{TGDPO}: Harnessing Token-Level Reward Guidance for Enhancing Direct Preference Optimization},
-  author    = {Zhu, Mingkang and Chen, Xi and Wang, Zhongdao and Yu, Bei and Zhao, Hengshuang and Jia, Jiaya},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2025},
-  url       = {https://arxiv.org/abs/2506.14574}
-}
-```"""
 
 
 def write_card(folder: Path, config: TrainConfig, cache: RewardCache, summary: dict[str, Any]) -> None:
@@ -57,7 +48,7 @@ def write_card(folder: Path, config: TrainConfig, cache: RewardCache, summary: d
         "|---|---|",
         *metrics,
         "",
-        _CITATION,
+        CITATION,
         "",
     ]
     (folder / "README.md").write_text("\n".join(text))

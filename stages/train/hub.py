@@ -5,9 +5,9 @@ when the run is finished, so that a push that fails costs the push alone.
 """
 
 from pathlib import Path
-from typing import Any
 
-from ...errors import TrainingError, UsageError
+from ...errors import TrainingError
+from ..hub import make_repository, reason
 from .config import TrainConfig
 
 _NOT_PUSHED = ("run.json", "config.yaml", "metrics.jsonl", "pairs.jsonl")
@@ -23,18 +23,8 @@ def open_repository(config: TrainConfig) -> str:
     Raises:
         UsageError: there is no token, or the hub does not let it.
     """
-    from huggingface_hub import HfApi, get_token
-
     name = config.hub_model_id or Path(config.output).expanduser().resolve().name
-    if get_token() is None:
-        raise UsageError("--push-to-hub: nobody is logged in", fix="run hf auth login, or set HF_TOKEN")
-    try:
-        return HfApi().create_repo(name, private=config.hub_private_repo or None, exist_ok=True).repo_id
-    except Exception as error:
-        raise UsageError(
-            f"--push-to-hub: the repository {name} cannot be made or written to ({_reason(error)})",
-            fix="check --hub-model-id, the token's rights and the network",
-        ) from error
+    return make_repository(name, "--hub-model-id", repo_type="model", private=config.hub_private_repo)
 
 
 def push(folder: Path, repository: str) -> str:
@@ -60,16 +50,7 @@ def push(folder: Path, repository: str) -> str:
     except Exception as error:
         excluded = " ".join(f"--exclude '{name}'" for name in ("checkpoints/*", "logs/*", *_NOT_PUSHED))
         raise TrainingError(
-            f"the policy is trained and lies in {folder}, but {repository} did not take it ({_reason(error)})",
+            f"the policy is trained and lies in {folder}, but {repository} did not take it ({reason(error)})",
             fix=f"run the same command again, or hf upload {repository} {folder} {excluded}",
         ) from error
     return f"{api.endpoint}/{repository}"
-
-
-def _reason(error: Any) -> str:
-    """The first line of what a library says, never with the token in it."""
-    from huggingface_hub import get_token
-
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    token = get_token()
-    return text.replace(token, "***") if token else text

@@ -1,0 +1,1 @@
+"""Publishes a reward cache as a dataset on the Hugging Face hub."""
