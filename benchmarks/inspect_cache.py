@@ -4,8 +4,9 @@
     full      the same from all pairs
     page      --html
 
-Seconds from the command to its end, peak resident memory, and the size of the page. Each figure is of a process of its
-own, one thread. The caches are those of `train_stream.py`: a shard of 8,192 random pairs under many names.
+Seconds from the command to its end, processor seconds (on a busy machine only they say something), peak resident memory,
+and the size of the page. Each figure is of a process of its own, one thread. The caches are those of `train_stream.py`: a
+shard of 8,192 random pairs under many names.
 """
 
 import argparse
@@ -28,8 +29,9 @@ try:
     cli.main()
 except SystemExit as exit_:
     assert exit_.code == 0, exit_.code
-peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"seconds": time.perf_counter() - start, "peak_mb": peak_mb}), file=sys.stderr)
+used = resource.getrusage(resource.RUSAGE_SELF)
+found = {"seconds": time.perf_counter() - start, "cpu": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1024}
+print(json.dumps(found), file=sys.stderr)
 """
 
 
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--full", action="store_true", help="also read all pairs")
     options = parser.parse_args()
-    rows = [["pairs", "command", "seconds", "peak memory, MB", "page, MB"]]
+    rows = [["pairs", "command", "seconds", "processor seconds", "peak memory, MB", "page, MB"]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer = make_policy(folder / "policy")
@@ -61,7 +63,16 @@ def main() -> None:
             for call, arguments in calls.items():
                 found = measure("inspect", cache, "--tokenizer", folder / "policy", *arguments)
                 size = f"{page.stat().st_size / 1e6:.2f}" if "--html" in arguments else ""
-                rows.append([f"{pairs:,}", call, f"{found['seconds']:.2f}", f"{found['peak_mb']:.0f}", size])
+                rows.append(
+                    [
+                        f"{pairs:,}",
+                        call,
+                        f"{found['seconds']:.2f}",
+                        f"{found['cpu']:.2f}",
+                        f"{found['peak_mb']:.0f}",
+                        size,
+                    ]
+                )
     print(machine())
     print(table(rows))
 

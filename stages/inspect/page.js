@@ -107,7 +107,7 @@ start(async (data) => {
     const texts = Object.fromEntries(SIDES.map((side) => [side, pair[side].t.join("")]));
     return {
       ...pair, rewards, texts,
-      margin: sum(rewards.chosen) - sum(rewards.rejected),
+      margin: pair.chosen.sum - pair.rejected.sum,
       extreme: all.reduce((a, b) => Math.max(a, b), 0),
       full: all.sort((a, b) => a - b)[Math.floor(all.length * 0.95)] || 1,
       length: all.length,
@@ -176,7 +176,7 @@ start(async (data) => {
   function sideElement(pair, side) {
     const section = make("section");
     const rewards = pair.rewards[side];
-    const sums = hasRewards ? `  sum ${signed(sum(rewards))}, mean ${signed(sum(rewards) / rewards.length)},` : "";
+    const sums = hasRewards ? `  sum ${signed(pair[side].sum)}, mean ${signed(pair[side].sum / rewards.length)},` : "";
     section.append(make("h4", `${side} ${sums} ${rewards.length} tokens`));
     const response = make("div", null, { class: "response" });
     pair[side].t.forEach((text, n) => {

@@ -126,11 +126,12 @@ def _pair_json(pair: ShownPair, why: str) -> dict[str, Any]:
 
 
 def _side_json(side: ShownSide) -> dict[str, Any]:
-    """Texts, ids, and reference log-probabilities and rewards in thousandths of a nat."""
+    """Texts, ids, reference log-probabilities and rewards in thousandths of a nat, and the rewards' exact sum."""
     texts = side.texts or [f"<{token}>" for token in side.ids.tolist()]
     return {
         "t": [token_text(text) for text in texts],
         "i": side.ids.tolist(),
         "l": np.rint(side.ref_logps.astype(np.float64) * 1000).astype(np.int64).tolist(),
         "r": np.rint(side.rewards.astype(np.float64) * 1000).astype(np.int64).tolist(),
+        "sum": round(float(side.rewards.sum(dtype=np.float64)), 5),
     }

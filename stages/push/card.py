@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from ...data.cache import RewardCache
+from ...data.manifest import RewardKind
 from ...data.schema import SHARD_SCHEMA
 from ..hub import CITATION
 from ..inspect.sample import draw
@@ -14,10 +15,13 @@ from ..inspect.summary import fact_lines
 _MEANING = {
     "pair_id": "hash of the pair's token ids and its place in the source",
     "source_row": "row number in the source data, from 0",
-    "prompt": "rendered text",
-    "prompt_ids": "token ids",
+    "ids": "token ids",
     "ref_logps": "log pi_ref of each response token, nats",
-    "rewards": "log pi_guide - log pi_ref of each response token, nats",
+}
+_REWARDS: dict[RewardKind, str] = {
+    "log-ratio": "log pi_guide - log pi_ref of each response token, nats",
+    "token-classification": "the reward model's output at each response token",
+    "none": "zeros: scored without guidance",
 }
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 
@@ -32,7 +36,10 @@ def card(cache: RewardCache, name: str, licence: str | None) -> str:
         "reference and guidance model have been run once, training needs the policy alone.\n",
         _reading(name),
         _table(("cache", ""), [(key, _code(value)) for key, value in fact_lines(cache).items()]),
-        _table(("column", "type", "meaning"), [(f.name, _code(str(f.type)), _meaning(f.name)) for f in SHARD_SCHEMA]),
+        _table(
+            ("column", "type", "meaning"),
+            [(f.name, _code(str(f.type)), _meaning(f.name, cache.manifest.reward_kind)) for f in SHARD_SCHEMA],
+        ),
         _statistics(statistics),
         _table(("made from", ""), [(key, _code(value)) for key, value in cache.manifest.fingerprint.items()]),
         CITATION + "\n",
@@ -61,11 +68,11 @@ def _reading(name: str) -> str:
     )
 
 
-def _meaning(column: str) -> str:
-    side, _, part = column.partition("_")
-    if side in ("chosen", "rejected", "prompt") and column not in _MEANING:
-        return _MEANING[part or "prompt"] if part != "ids" else _MEANING["prompt_ids"]
-    return _MEANING[column]
+def _meaning(column: str, kind: RewardKind) -> str:
+    part = column.partition("_")[2]
+    if part == "rewards":
+        return _REWARDS[kind]
+    return _MEANING.get(column) or _MEANING.get(part, "rendered text")
 
 
 def _statistics(statistics: Statistics | None) -> str:
