@@ -4,9 +4,9 @@
     full      the same from all pairs
     page      --html
 
-Seconds from the command to its end, processor seconds (on a busy machine only they say something), peak resident memory,
-and the size of the page. Each figure is of a process of its own, one thread. The caches are those of `train_stream.py`: a
-shard of 8,192 random pairs under many names.
+Seconds from the command to its end, processor seconds (on a busy machine only they say something), peak resident
+memory, and the size of the page. Each figure is of a process of its own, one thread. The caches are those of
+`loader.py`: a shard of 8,192 random pairs under many names.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from common import machine, table
-from train_stream import make_cache, make_policy
+from loader import make_cache, make_policy
 
 _CALL = """
 import json, resource, sys, time
@@ -56,7 +56,7 @@ def main() -> None:
         tokenizer = make_policy(folder / "policy")
         for pairs in options.pairs:
             cache, page = folder / str(pairs), folder / "page.html"
-            make_cache(cache, pairs, tokenizer, "long")
+            make_cache(cache, pairs, tokenizer)
             calls: dict[str, tuple[object, ...]] = {"summary": (), "page": ("--html", page)}
             if options.full:
                 calls |= {"full": ("--full",), "page, full": ("--full", "--html", page)}

@@ -121,7 +121,7 @@ start(async (data) => {
     extreme: (a, b) => b.extreme - a.extreme,
     length: (a, b) => b.length - a.length,
   };
-  const WHY = { random: "at random", accuracy: "where the guide is most wrong", margin: "with the largest margin", extreme: "with the most extreme tokens" };
+  const WHY = { random: "at random", accuracy: "where the guide is most wrong", margin: "with the largest margin", extreme: "with the most extreme tokens", named: "that were named" };
   function drawnHow() {
     if (pairs.length === data.of) return "All pairs.";
     const counts = Object.keys(WHY).map((why) => [pairs.filter((pair) => pair.why === why).length, WHY[why]]);

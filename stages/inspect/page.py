@@ -44,7 +44,8 @@ def write_cache_page(
     Returns:
         The number of pairs in it.
     """
-    numbers = list(islice(_candidates(statistics, config), config.limit or MOST_PAIRS))
+    limit = MOST_PAIRS if config.limit is None else config.limit
+    numbers = list(islice(_candidates(cache, statistics, config), limit))
     rows = read_numbered(cache, (number for number, _ in numbers))
     pairs = (_pair_json(shown_pair(rows[number], number, vocabulary), why) for number, why in numbers)
     content = _content(cache, config, statistics, vocabulary, comparison)
@@ -53,9 +54,13 @@ def write_cache_page(
     return count
 
 
-def _candidates(statistics: Statistics, config: InspectConfig) -> Iterator[tuple[int, str]]:
-    """Numbers of pairs and why they are shown: in the order asked for, else random ones and both ends, in turn."""
+def _candidates(cache: RewardCache, statistics: Statistics, config: InspectConfig) -> Iterator[tuple[int, str]]:
+    """Numbers of pairs and why they are shown: those that are named, else in the order asked for, else random ones and
+    both ends, in turn."""
     pairs = statistics.pairs
+    if config.pair:
+        yield from dict.fromkeys((cache.find_numbered(pair)[0], "named") for pair in config.pair)
+        return
     if config.sort:
         yield from ((number, config.sort) for number in ranked(pairs, config.sort).tolist())
         return

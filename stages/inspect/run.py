@@ -35,8 +35,11 @@ def inspect(folder: str, config: InspectConfig, *, as_json: bool = False) -> Non
     comparison = _compared(cache, config, statistics)
     pairs = _shown_pairs(cache, config, statistics, vocabulary, as_json=as_json) if statistics else []
     if config.html:
-        _write_html(config, cache, statistics, vocabulary, comparison)
-        return
+        message = _write_html(config, cache, statistics, vocabulary, comparison)
+        if not as_json:
+            stdout().print(message, markup=False)
+            return
+        log(message)
     if as_json:
         content = _to_json(cache, statistics, modulation, pairs)
         print_json(content | {"comparison": comparison.to_json() if comparison else None})
@@ -64,16 +67,14 @@ def _write_html(
     statistics: Statistics | None,
     vocabulary: Vocabulary | None,
     comparison: Comparison | None,
-) -> None:
+) -> str:
     from .page import write_cache_page
 
     if statistics is None:
         raise CacheError(f"{cache.storage} holds no pair", fix="look at its _set_aside.jsonl for the reasons")
     path = Path(config.html or "").expanduser()
     count = write_cache_page(path, cache, config, statistics, vocabulary, comparison)
-    console = stdout()
-    size = path.stat().st_size / 1e6
-    console.print(f"{path}: {count:,} pairs, {size:.1f} MB; open it in a browser", markup=False, soft_wrap=True)
+    return f"{path}: {count:,} pairs, {path.stat().st_size / 1e6:.1f} MB; open it in a browser"
 
 
 def print_json(content: dict[str, Any]) -> None:

@@ -33,8 +33,11 @@ def write_page(path: Path, package: str, *, title: str, payload: str) -> None:
     if path.is_dir():
         raise UsageError(f"--html {path} is a folder", fix="name a file, report.html say")
     text = _rendered(package, title=title, payload=payload)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, lambda file: file.write_text(text, encoding="utf-8"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, lambda file: file.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--html {path} cannot be written ({error.strerror})", fix="name another file") from error
 
 
 def packed(content: Mapping[str, Any]) -> str:

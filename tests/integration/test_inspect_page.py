@@ -202,6 +202,11 @@ def test_limit_and_sort_choose_the_pairs_of_the_page(ok: Cli, tmp_path: Path) ->
     assert shown.startswith(f"{tmp_path / 'page.html'}: 7 pairs, ")
     with opened(tmp_path / "page.html") as page:
         assert text_of(page, "#drawn") == "7 of 100 pairs: 7 with the largest margin."
+    result = ok("inspect", cache, "--html", tmp_path / "page.html", "--pair", 7, "--pair", 3, "--json")
+    assert [pair["number"] for pair in json.loads(result.stdout)["pairs"]] == [7, 3]
+    assert "page.html: 2 pairs" in result.stderr
+    with opened(tmp_path / "page.html") as page:
+        assert page.locator("#list b").all_text_contents() == ["pair 3", "pair 7"]
 
 
 def test_two_guides_on_one_page(ok: Cli, tmp_path: Path) -> None:

@@ -75,3 +75,9 @@ def test_the_library_does_not_end_its_element() -> None:
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder"):
         write_page(tmp_path, PACKAGE, title="a", payload="")
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        write_page(tmp_path / "file" / "page.html", PACKAGE, title="a", payload="")
