@@ -113,6 +113,13 @@ class ScoreConfig(Settings):
     gpu_price: float | None = option(PLAN, None, gt=0)
     """Price of a GPU hour; --plan then prints the cost."""
 
+    @field_validator("output")
+    @classmethod
+    def _on_a_disk(cls, output: str) -> str:
+        if "://" in output:
+            raise ValueError("a cache is written to a folder; copy it there when it is finished, train reads URLs")
+        return output
+
     @field_validator("check_against")
     @classmethod
     def _engine_and_number(cls, given: str | None) -> str | None:
