@@ -131,3 +131,11 @@ class CliResult:
 
 
 Cli = Callable[..., CliResult]
+
+
+def published(cache: Path) -> dict[str, bytes]:
+    """Every byte of a finished cache but the time in its manifest."""
+    files = {path.name: path.read_bytes() for path in sorted(cache.iterdir()) if path.name != "_manifest.json"}
+    manifest = json.loads((cache / "_manifest.json").read_text())
+    manifest.pop("created")
+    return files | {"_manifest.json": json.dumps(manifest).encode()}
