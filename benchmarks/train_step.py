@@ -89,7 +89,7 @@ def peer_step(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) -
     frozen = [make_model(name, dtype, seed=i).eval().requires_grad_(False) for i in range(resident)]
 
     def step(i: int) -> float:
-        batch = collate(steps[i], 0, "padded")
+        batch = collate(steps[i], "padded")
         on_device = to_device(batch, DEVICE)
 
         def loss_of_batch() -> Tensor:
@@ -130,7 +130,7 @@ def our_step(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) ->
 
     def step(i: int) -> float:
         pairs = unshared(steps[i]) if variant == "no-shared-prompt" else steps[i]
-        batch = wrapped.collate(pairs)
+        batch = collate(pairs, wrapped.layout)
         on_device = to_device(batch, DEVICE)
         if frozen:
             with torch.no_grad():
@@ -258,8 +258,9 @@ def run_variant(options: argparse.Namespace) -> Result:
             result = measure(make_step(variant, name, dtype, steps), count)
     except torch.OutOfMemoryError:
         return {}
-    tokens = sum(pair.tokens for batch in steps for pair in batch) / len(steps)
-    return result | {"peak_mb": result["peak_mb"] - before, "tokens": tokens}
+    tokens = sum(pair.tokens for pair in made) / len(steps)
+    packed = sum(len(part) for pair in made for part in pair) / len(steps)
+    return result | {"peak_mb": result["peak_mb"] - before, "tokens": tokens, "packed_tokens": packed}
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 from common import machine, make_pairs, table
-from train_stream import LENGTHS, SHARD_PAIRS, VOCABULARY, shard_table
+from loader import LENGTHS, SHARD_PAIRS, VOCABULARY, shard_table
 
 from tgdpo.data.cache import RewardCache
 from tgdpo.data.files import sha256_file
@@ -26,7 +26,7 @@ def make_cache(folder: Path, count: int) -> None:
     """A finished cache of `count` shards, every pair with a name of its own."""
     shards = []
     for number in range(count):
-        pairs = make_pairs(SHARD_PAIRS, VOCABULARY, **LENGTHS["long"], seed=number)
+        pairs = make_pairs(SHARD_PAIRS, VOCABULARY, **LENGTHS, seed=number)
         rows = shard_table(pairs)
         names = pa.array([f"{number:08x}{row:024x}" for row in range(SHARD_PAIRS)])
         place = rows.schema.get_field_index("pair_id")

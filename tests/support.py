@@ -139,3 +139,13 @@ def published(cache: Path) -> dict[str, bytes]:
     manifest = json.loads((cache / "_manifest.json").read_text())
     manifest.pop("created")
     return files | {"_manifest.json": json.dumps(manifest).encode()}
+
+
+def records_of(run: Path) -> list[dict[str, Any]]:
+    """What a training run logged."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    """The weights of a saved policy, its adapter's included."""
+    return dict(transformers.AutoModelForCausalLM.from_pretrained(run).state_dict())

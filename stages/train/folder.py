@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from ...data.files import replace, sync
+from ...data.files import remove_temporaries, replace, sync
 from ...data.manifest import differing_fields
 from ...errors import TrainingError
 from ..console import log, warn
@@ -45,6 +45,11 @@ _FREE_FIELDS = (
     "checkpoint_state",
     "log_pairs",
     "report_to",
+    "project",
+    "run_name",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
 )
 
 
@@ -80,6 +85,7 @@ class RunFolder:
             TrainingError: the folder holds another run, or something else.
         """
         self._identity = identity
+        remove_temporaries(self.path)
         if self._run.is_file():
             record = self.read_record()
             if record["finished"] or self._has_trained():
@@ -91,8 +97,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         # The record first: a run that is killed between the two has trained nothing, and is known as one to start over.
         self._write_record(finished=False)
-        settings = yaml.safe_dump(self._config.model_dump(mode="json"), sort_keys=False)
-        replace(self._config_file, lambda path: path.write_text(settings))
+        replace(self._config_file, lambda path: path.write_text(self._config.to_yaml()))
         return step
 
     def _has_trained(self) -> bool:

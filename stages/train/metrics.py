@@ -61,6 +61,17 @@ class MetricSums:
         self.f_min = min(self.f_min, f.min().item())
         self.f_max = max(self.f_max, f.max().item())
 
+    def merge(self, other: "MetricSums") -> None:
+        """Adds the sums of other pairs."""
+        self.pairs += other.pairs
+        for name, total in other.pair_sums.items():
+            self.pair_sums[name] = self.pair_sums.get(name, 0.0) + total
+        self.tokens += other.tokens
+        self.f_sum += other.f_sum
+        self.f_negative += other.f_negative
+        self.f_min = min(self.f_min, other.f_min)
+        self.f_max = max(self.f_max, other.f_max)
+
     def of_all(self, parallel: Parallel) -> "MetricSums":
         """The sums over all processes, on each; `self` stays this process's."""
         own = [self.pair_sums.get(name, 0.0) for name in PER_PAIR]
