@@ -238,6 +238,8 @@ def _exit_code(received: list[int]) -> int:
         return _fail(f"{message} (tgdpo --help lists what there is)", 2) if message else 2
     except (KeyboardInterrupt, typer.Abort):
         result = 130
+    except MemoryError:
+        return _fail("this machine's memory is not enough: end other programs, or use a larger one", 1)
     except OSError as error:
         message = _write_problem(error)
         if message is None:

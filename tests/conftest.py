@@ -17,7 +17,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What the fault tests have tried, added up: each records it under the name `tried`."""
     tried: Counter[str] = Counter()
     for report in chain.from_iterable(terminalreporter.stats.values()):
-        if getattr(report, "when", None) == "call":
+        if getattr(report, "when", None) == "teardown":
             tried.update(dict(value for name, value in report.user_properties if name == "tried"))
     for what, count in sorted(tried.items()):
         terminalreporter.write_line(f"tried: {count:,} {what}")

@@ -62,7 +62,6 @@ def test_ended_at_random_moments(
         assert process.exitcode in (code, -number)
         assert "Traceback" not in started.output
         assert process.exitcode < 0 or "the same command goes on from there" in started.output
-        assert not list(output.rglob(".*.tmp"))
         signals += 1
     scoring.finish(output)
     tried(f"{signal.Signals(number).name} to tgdpo score", signals)
