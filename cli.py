@@ -142,7 +142,7 @@ def verify_command(cache: Cache) -> None:
     opened = RewardCache(cache)
     problems = verify(opened)
     for problem in problems:
-        typer.echo(problem)
+        typer.echo(printable(problem))
     if problems:
         raise typer.Exit(1)
     typer.echo(f"{cache}: {len(opened)} pairs in {len(opened.manifest.shards)} shards, all as the manifest says")

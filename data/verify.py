@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..errors import CacheError
 from .cache import RewardCache, shard_problem
 from .schema import METADATA_KEY, SET_ASIDE_NAME, SHARD_SCHEMA
 
@@ -42,8 +43,11 @@ def _repeated(names: list[str]) -> list[str]:
 
 
 def _check_rows(cache: RewardCache, number: int, seen: set[str]) -> list[str]:
-    with cache.open_shard(number) as file:
-        return _check_file(cache, number, file, seen)
+    try:
+        with cache.open_shard(number) as file:
+            return _check_file(cache, number, file, seen)
+    except CacheError as error:  # pages that do not decode, though their bytes are those that the manifest names
+        return [error.problem]
 
 
 def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set[str]) -> list[str]:

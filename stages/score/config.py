@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from ..settings import Settings, option
+from ..settings import Settings, on_a_disk, option
 from .share import Share
 
 DATA, MODELS, LENGTHS, RUN, ENGINE = "Preference set", "Models", "Lengths", "Run", "Engine"
@@ -113,12 +113,7 @@ class ScoreConfig(Settings):
     gpu_price: float | None = option(PLAN, None, gt=0)
     """Price of a GPU hour; --plan then prints the cost."""
 
-    @field_validator("output")
-    @classmethod
-    def _on_a_disk(cls, output: str) -> str:
-        if "://" in output:
-            raise ValueError("a cache is written to a folder; copy it there when it is finished, train reads URLs")
-        return output
+    _folder = field_validator("output")(on_a_disk)
 
     @field_validator("check_against")
     @classmethod

@@ -602,9 +602,12 @@ class TestOutput:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         before = bytes_of(tmp_path)
-        line = refused("score", "--dataset", pairs_file, "--reference", "r", "--output", url, code=2,
-                       says=[f"--output {url[:5]}", "written to a folder", "copy it"])  # fmt: skip
-        assert "word" not in line
+        for command in (
+            ("score", "--dataset", pairs_file, "--reference", "r"),
+            ("train", "--cache", "c", "--model", "m"),
+        ):
+            line = refused(*command, "--output", url, code=2, says=[f"--output {url[:5]}", "to a folder", "copy it"])
+            assert "word" not in line
         assert bytes_of(tmp_path) == before
 
     @pytest.mark.parametrize("name", ["output", "output/notes.txt"])
