@@ -14,14 +14,24 @@ from support import STANDARD_ROWS, Models, write_rows
 
 @pytest.fixture(scope="session")
 def scoring(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Scoring:
-    """Forty rows; the engine needs no model, so that a run is over in half a second."""
-    folder = tmp_path_factory.mktemp("faults")
+    """Four shards; the engine needs no model, so that a run is over in half a second."""
+    return undisturbed(models, tmp_path_factory.mktemp("faults"), "--pairs-per-shard", 10)
+
+
+@pytest.fixture(scope="session")
+def small_scoring(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Scoring:
+    """Two shards."""
+    return undisturbed(models, tmp_path_factory.mktemp("faults"), "--pairs-per-shard", 10, "--limit", 20)
+
+
+def undisturbed(models: Models, folder: Path, *options: object) -> Scoring:
+    """A run on forty rows, two of which are set aside."""
     rows = [{**row, "prompt": f"{n}. {row['prompt']}"} for n, row in enumerate(STANDARD_ROWS * 2)]
     rows[17]["chosen"] = " "
     rows[31]["prompt"] = ""
     words = ("score", "--dataset", write_rows(folder / "rows.jsonl", rows), "--reference", models.reference,
-             "--guidance", models.guidance, "--pairs-per-shard", 10, "--max-set-aside", 0.1, "--engine", "dummy",
-             "--engine-arg", "seconds_per_token=5e-5")  # fmt: skip
+             "--guidance", models.guidance, "--max-set-aside", 0.1, "--engine", "dummy",
+             "--engine-arg", "seconds_per_token=5e-5", *options)  # fmt: skip
     for output in (folder / "first", folder / "whole"):  # the first starts the server of processes too
         start = time.monotonic()
         run = Scoring(words, folder / "log", output, 0)
