@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -240,8 +240,12 @@ def _exit_code(received: list[int]) -> int:
         result = 130
     except MemoryError:
         return _fail("this machine's memory is not enough: end other programs, or use a larger one", 1)
-    except OSError as error:
-        message = _write_problem(error)
+    except BrokenPipeError:
+        # Who read the output, head say, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        message = _write_problem(_os_error(error))
         if message is None:
             raise
         return _fail(f"{message} and run the same command again, it goes on", 1)
@@ -249,6 +253,14 @@ def _exit_code(received: list[int]) -> int:
         how, code = ("terminated", 128 + signal.SIGTERM) if received else ("interrupted", 130)
         return _fail(f"{how}; what is finished stays, the same command goes on from there", code)
     return result if isinstance(result, int) else 0
+
+
+def _os_error(error: Exception) -> OSError:
+    """The system's error behind `error`: libraries written in Rust give its number in their text alone."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), str(error)) if number else OSError()
 
 
 def _write_problem(error: OSError) -> str | None:
@@ -263,7 +275,8 @@ def _fail(message: str, code: int) -> int:
     if not is_main_process():
         # What every process met, the main one says; its launcher ends this one meanwhile.
         time.sleep(10)
-    print(f"tgdpo: {_one_safe_line(message)}", file=sys.stderr)
+    with suppress(OSError):  # on a full disk, a log may have no room for the line
+        print(f"tgdpo: {_one_safe_line(message)}", file=sys.stderr)
     return code
 
 

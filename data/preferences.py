@@ -267,7 +267,7 @@ def _read_json_array(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
 def _parquet_file(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
         raise _unreadable_parquet(path, error) from error
 
 
@@ -279,7 +279,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
     try:
         for batch in _parquet_file(path).iter_batches(batch_size=PARQUET_ROWS):
             yield from _parquet_rows(batch)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
         raise _unreadable_parquet(path, error) from error
 
 

@@ -106,8 +106,8 @@ class Storage:
         except CacheError:
             raise
         except Exception as error:
-            # Of remote storage each library has exceptions of its own.
-            if self.is_local and not isinstance(error, OSError | pa.ArrowException):
+            # Of remote storage each library has exceptions of its own. A damaged column name is no UTF-8.
+            if self.is_local and not isinstance(error, OSError | pa.ArrowException | UnicodeDecodeError):
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if isinstance(error, pa.ArrowException) or self.is_local:

@@ -339,6 +339,13 @@ class TestUnreadable:
         with pytest.raises(DataError, match="not a readable Parquet file"):
             list(PreferenceSet(str(path)))
 
+    def test_parquet_with_a_damaged_column_name(self, tmp_path: Path) -> None:
+        path = tmp_path / "pairs.parquet"
+        pq.write_table(pa.Table.from_pylist(STANDARD_ROWS), path, compression="none", store_schema=False)
+        path.write_bytes(path.read_bytes().replace(b"rejected", b"rej\x85cted"))
+        with pytest.raises(DataError, match="not a readable Parquet file"):
+            list(PreferenceSet(str(path)))
+
     def test_csv_with_a_quote_that_is_never_closed(self, tmp_path: Path) -> None:
         """Read leniently, the rest of the file would be one bad row, which the limit on those may allow."""
         path = tmp_path / "pairs.csv"
