@@ -9,7 +9,7 @@ from processes import launch
 from scoring import Scoring, Tried
 from support import Models, records_of
 
-KILOBYTES = 8
+KILOBYTES = 12
 """How much a disk grows by."""
 
 

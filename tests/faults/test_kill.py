@@ -142,7 +142,7 @@ def test_with_two_processes_and_one_in_turn(call: tuple[object, ...], tmp_path: 
 def test_ended_by_a_signal(number: int, code: int, call: tuple[object, ...], tmp_path: Path) -> None:
     """Ctrl-C or kill in the middle of training: one line and the usual exit code; the checkpoints stay."""
     run = tmp_path / "run"
-    started = start(call, run, 1)
+    started = start((*call, "--epochs", 1000), run, 1)  # far more than it gets to
     (process,) = started.processes
     until = time.monotonic() + 60
     while time.monotonic() < until and not any(run.glob("checkpoints/step-*")):
