@@ -1,12 +1,17 @@
 """The command line: reads arguments, calls a stage, turns errors into one line and an exit code.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 the data or cache is bad, 2 the call is
-wrong, 130 interrupted. torch and transformers are imported only by the commands that need them.
+wrong, 130 interrupted, 143 terminated. torch and transformers are imported only by the commands that need them.
 """
 
 import errno
+import os
+import re
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +20,7 @@ import typer
 from . import __version__
 from .errors import TgdpoError, UsageError
 from .pipeline.options import options_of
-from .stages.console import is_main_process
+from .stages.console import is_main_process, printable
 from .stages.inspect.config import InspectConfig
 from .stages.score.config import ScoreConfig
 from .stages.train.config import TrainConfig
@@ -138,7 +143,7 @@ def verify_command(cache: Cache) -> None:
     opened = RewardCache(cache)
     problems = verify(opened)
     for problem in problems:
-        typer.echo(problem)
+        typer.echo(printable(problem))
     if problems:
         raise typer.Exit(1)
     typer.echo(f"{cache}: {len(opened)} pairs in {len(opened.manifest.shards)} shards, all as the manifest says")
@@ -217,10 +222,36 @@ _WRITE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFB
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(_exit_code())
+    with _termination_as_interrupt() as received:
+        code = _exit_code(received)
+    sys.exit(code)
 
 
-def _exit_code() -> int:
+@contextmanager
+def _termination_as_interrupt() -> Iterator[list[int]]:
+    """SIGTERM ends the block as Ctrl-C does; what was received stands in the list. A second one ends the process.
+
+    Not where a launcher has started several processes: one of them may wait for the others in a library that lets no
+    handler run, and would not end.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        received.append(number)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit_code(received: list[int]) -> int:
     try:
         result = app(standalone_mode=False)
     except TgdpoError as error:
@@ -231,20 +262,49 @@ def _exit_code() -> int:
         return _fail(f"{message} (tgdpo --help lists what there is)", 2) if message else 2
     except (KeyboardInterrupt, typer.Abort):
         result = 130
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _fail("no space left on the disk: free some and run the same command again, it goes on", 1)
-        if error.errno in _WRITE_ERRORS:
-            return _fail(f"{error}: mend that and run the same command again, it goes on", 1)
-        raise
+    except MemoryError:
+        return _fail("this machine's memory is not enough: end other programs, or use a larger one", 1)
+    except BrokenPipeError:
+        # Who read the output, head say, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        message = _write_problem(_os_error(error))
+        if message is None:
+            raise
+        return _fail(f"{message} and run the same command again, it goes on", 1)
     if result == 130:  # also what Typer makes of Ctrl-C
-        return _fail("interrupted; what is finished stays, the same command goes on from there", 130)
+        how, code = ("terminated", 128 + signal.SIGTERM) if received else ("interrupted", 130)
+        return _fail(f"{how}; what is finished stays, the same command goes on from there", code)
     return result if isinstance(result, int) else 0
+
+
+def _os_error(error: Exception) -> OSError:
+    """The system's error behind `error`: libraries written in Rust give its number in their text alone."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), str(error)) if number else OSError()
+
+
+def _write_problem(error: OSError) -> str | None:
+    """What is wrong with the disk and what to do about it; None for what is no matter of disks."""
+    if error.errno == errno.ENOSPC:
+        where = f" of {error.filename}" if error.filename else ""
+        return f"no space left on the disk{where}: free some"
+    return f"{error}: mend that" if error.errno in _WRITE_ERRORS else None
 
 
 def _fail(message: str, code: int) -> int:
     if not is_main_process():
         # What every process met, the main one says; its launcher ends this one meanwhile.
         time.sleep(10)
-    print(f"tgdpo: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError):  # on a full disk, a log may have no room for the line
+        print(f"tgdpo: {_one_safe_line(message)}", file=sys.stderr)
     return code
+
+
+def _one_safe_line(message: str) -> str:
+    """Without line breaks, escape codes, and what a URL may hold of credentials."""
+    line = printable(" ".join(message.split()))
+    return re.sub(r"(://)[^/\s@]*@|(://[^\s?]*)\?\S*", lambda found: f"{found[1] or found[2]}…", line)

@@ -92,6 +92,7 @@ class RewardCache:
             # From afar, a row group's columns come in few large reads.
             pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=is_remote) as file,
         ):
+            self._require(decoding_problem(file, shard))
             yield file
 
     def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
@@ -221,6 +222,24 @@ def shard_problem(storage: Storage, shard: Shard) -> str | None:
     if problem is None and storage.sha256(shard.name) != shard.sha256:
         return f"{shard.name} has changed (its SHA-256 is not the manifest's)"
     return problem
+
+
+def decoding_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
+    """Why a shard must not be decoded, or None: a few hundred bytes of Parquet may stand for gigabytes.
+
+    What this package writes has no dictionaries, by which a page refers to one value any number of times, and no more
+    values than the manifest says.
+    """
+    tokens = shard.prompt_tokens + shard.chosen_tokens + shard.rejected_tokens
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            if column.has_dictionary_page or any("DICTIONARY" in encoding for encoding in column.encodings):
+                return f"{shard.name} holds dictionaries, which no shard of this format does"
+            # A list without values counts as one.
+            if column.num_values > tokens + group.num_rows:
+                return f"{shard.name} holds more values than the manifest says"
+    return None
 
 
 def list_arrays(table: pa.Table, column: str) -> list[npt.NDArray[np.generic]]:

@@ -93,6 +93,8 @@ class Manifest(_Record):
     fingerprint: Fingerprint
     counts: Counts
     set_aside_reasons: dict[str, int]
+    set_aside_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Hash of `_set_aside.jsonl`; None in caches of before it was noted."""
     shards: list[Shard]
     engine_check: EngineCheck | None = None
     """Set by `--check-against`."""

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import lzma
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -33,6 +32,11 @@ COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
     ".xz": lzma.open,
     ".zst": lambda path: io.BufferedReader(pa.input_stream(str(path), compression="zstd")),
 }
+
+MAX_ROW_BYTES = 2**26
+"""A longer line, CSV field or Parquet row is no preference pair; it is not taken to memory, or not to Python."""
+PARQUET_ROWS = 32
+"""Decoded together: small, since a small file may decode to very much."""
 
 
 class Row(NamedTuple):
@@ -230,7 +234,12 @@ def _as_row(value: Any) -> tuple[dict[str, Any], str | None]:
 
 def _read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
     with _open(path) as file:
-        for line in file:
+        while line := file.readline(MAX_ROW_BYTES):
+            if len(line) == MAX_ROW_BYTES and not line.endswith(b"\n"):
+                del line
+                _skip_line(file)
+                yield {}, f"longer than {MAX_ROW_BYTES} bytes"
+                continue
             if not line.strip():
                 continue
             try:
@@ -239,6 +248,11 @@ def _read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
                 yield {}, "not UTF-8"
             except (ValueError, RecursionError):
                 yield {}, "not valid JSON"
+
+
+def _skip_line(file: Any) -> None:
+    while (more := file.readline(2**20)) and not more.endswith(b"\n"):
+        pass
 
 
 def _read_json_array(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
@@ -253,7 +267,7 @@ def _read_json_array(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
 def _parquet_file(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
         raise _unreadable_parquet(path, error) from error
 
 
@@ -263,25 +277,30 @@ def _unreadable_parquet(path: Path, error: Exception) -> DataError:
 
 def _read_parquet(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
     try:
-        for batch in _parquet_file(path).iter_batches(batch_size=256):
+        for batch in _parquet_file(path).iter_batches(batch_size=PARQUET_ROWS):
             yield from _parquet_rows(batch)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
         raise _unreadable_parquet(path, error) from error
 
 
 def _parquet_rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], str | None]]:
-    try:
-        yield from [(value, None) for value in batch.to_pylist()]
-    except UnicodeDecodeError:
-        if len(batch) == 1:
-            yield {}, "not UTF-8"
-        else:
-            for number in range(len(batch)):
-                yield from _parquet_rows(batch.slice(number, 1))
+    problem = None
+    if batch.nbytes > MAX_ROW_BYTES:
+        problem = f"larger than {MAX_ROW_BYTES} bytes"
+    else:
+        try:
+            yield from [(value, None) for value in batch.to_pylist()]
+        except UnicodeDecodeError:
+            problem = "not UTF-8"
+    if problem and len(batch) == 1:
+        yield {}, problem
+    elif problem:
+        for number in range(len(batch)):
+            yield from _parquet_rows(batch.slice(number, 1))
 
 
 def _read_csv(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    csv.field_size_limit(MAX_ROW_BYTES)
     with _open(path) as file:
         yield from _csv_rows(path, io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
 

@@ -10,8 +10,14 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
-from ..errors import DataError
+from ..errors import DataError, ModelError
+from .limits import OverLimitError, limited
 from .preferences import Row
+
+MAX_CHARACTERS = 10_000_000
+"""Of one field or message: some millions of tokens, more than any model reads."""
+MAX_GROWTH = 16
+"""How many times the characters of its messages a chat template may write, beside a million."""
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython"})
 
@@ -196,6 +202,8 @@ class Renderer:
         return field
 
     def _check_text(self, text: str, name: str) -> None:
+        if len(text) > MAX_CHARACTERS:
+            raise SetAside(Reason.TOO_LONG, f"{len(text)} characters in {name}")
         _require_encodable(text, name)
         if self._control and (found := self._control.search(text)):
             raise SetAside(Reason.CONTROL_TOKEN, f"{found[0]} in {name}")
@@ -240,9 +248,13 @@ class Renderer:
         for name, messages in ((self.columns.chosen, chosen), (self.columns.rejected, rejected)):
             if messages[-1]["role"] != "assistant":
                 raise SetAside(Reason.BAD_MESSAGE, f"{name} ends with role {messages[-1]['role']}, not assistant")
-        prompt_text = self._apply_template(prompt, add_generation_prompt=True)
-        chosen_text = self._end_turn(self._apply_template(prompt + chosen))
-        rejected_text = self._end_turn(self._apply_template(prompt + rejected))
+        try:
+            with limited():
+                prompt_text = self._apply_template(prompt, add_generation_prompt=True)
+                chosen_text = self._end_turn(self._apply_template(prompt + chosen))
+                rejected_text = self._end_turn(self._apply_template(prompt + rejected))
+        except OverLimitError as error:
+            raise _endless_template(str(error)) from error
         # A template that writes a past turn otherwise than a turn to come: responses start where the texts part.
         start = _common_length(prompt_text, chosen_text, rejected_text)
         return Rendered(prompt_text[:start], chosen_text[start:], rejected_text[start:], add_bos=False, add_eos=False)
@@ -267,6 +279,8 @@ class Renderer:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
         except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise SetAside(Reason.TEMPLATE, type(error).__name__) from error
+        if len(text) > 1_000_000 + MAX_GROWTH * sum(len(_content(message)) for message in messages):
+            raise _endless_template(f"{len(text)} characters")
         # Templates may write more of a message than the content that was checked.
         _require_encodable(text, "a message")
         return str(text)
@@ -275,6 +289,13 @@ class Renderer:
         """Cuts white space after the end-of-turn token (ChatML writes a line break there), or appends the token."""
         stripped = text.rstrip()
         return stripped if stripped.endswith(self.control_tokens) else text + self.end_of_turn
+
+
+def _endless_template(what: str) -> ModelError:
+    return ModelError(
+        f"the chat template takes {what} for one conversation",
+        fix="use a tokenizer with a working one (--tokenizer)",
+    )
 
 
 def _require_encodable(text: str, name: str) -> None:

@@ -106,8 +106,8 @@ class Storage:
         except CacheError:
             raise
         except Exception as error:
-            # Of remote storage each library has exceptions of its own.
-            if self.is_local and not isinstance(error, OSError | pa.ArrowException):
+            # Of remote storage each library has exceptions of its own. A damaged column name is no UTF-8.
+            if self.is_local and not isinstance(error, OSError | pa.ArrowException | UnicodeDecodeError):
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if isinstance(error, pa.ArrowException) or self.is_local:
@@ -121,9 +121,11 @@ class Storage:
 
 def _open_url(url: str) -> tuple[Any, str]:
     scheme = url.partition("://")[0]
-    if "@" in urlsplit(url).netloc:
-        # It would stand in logs and in the run's configuration.
-        raise UsageError(f"{scheme}://…@…: the URL holds credentials", fix="put them into the environment instead")
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query:
+        # They would stand in logs and in the run's configuration.
+        shown = f"{scheme}://…" + "@…" * ("@" in parts.netloc) + "?…" * bool(parts.query)
+        raise UsageError(f"{shown}: the URL holds credentials", fix="put them into the environment instead")
     package = _PACKAGES.get(scheme)
     if package and importlib.util.find_spec(package) is None:
         raise UsageError(f"{url}: {package} is not installed", fix=f"pip install {package}")

@@ -30,12 +30,12 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not is_main
 
 def log(message: str) -> None:
     """One line on stderr."""
-    stderr.print(message, markup=False)
+    stderr.print(printable(message), markup=False)
 
 
 def warn(message: str) -> None:
     """One line on stderr, marked as a warning."""
-    stderr.print(f"warning: {message}", style="yellow", markup=False)
+    stderr.print(f"warning: {printable(message)}", style="yellow", markup=False)
 
 
 def stdout() -> Console:

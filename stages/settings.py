@@ -22,6 +22,13 @@ class Settings(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
+def on_a_disk(output: str) -> str:
+    """The name of a folder to write to. Raises ValueError for a URL."""
+    if "://" in output:
+        raise ValueError("what is written goes to a folder; copy it there when it is finished")
+    return output
+
+
 def option(panel: str, default: Any = ..., **constraints: Any) -> Any:
     """A field shown under `panel` in the help; `constraints` are pydantic's (gt, ge, le …)."""
     return Field(default, json_schema_extra={"panel": panel}, **constraints)

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,16 @@ import pytest
 from support import CHAT_ROWS, STANDARD_ROWS, Cli, CliResult, Models, make_models, write_rows
 
 from tgdpo import cli
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the fault tests have tried, added up: each records it under the name `tried`."""
+    tried: Counter[str] = Counter()
+    for report in chain.from_iterable(terminalreporter.stats.values()):
+        if getattr(report, "when", None) == "teardown":
+            tried.update(dict(value for name, value in report.user_properties if name == "tried"))
+    for what, count in sorted(tried.items()):
+        terminalreporter.write_line(f"tried: {count:,} {what}")
 
 
 @pytest.fixture(scope="session")

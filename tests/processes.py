@@ -15,7 +15,15 @@ from pathlib import Path
 
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["tgdpo.cli", "tgdpo.stages.train.run", "datasets", "peft", "transformers.models.llama"]
+    [
+        "tgdpo.cli",
+        "tgdpo.pipeline.launch",
+        "tgdpo.stages.score.run",
+        "tgdpo.stages.train.run",
+        "datasets",
+        "peft",
+        "transformers.models.llama",
+    ]
 )
 
 
@@ -66,6 +74,10 @@ def launch(*arguments: object, processes: int = 1, log: Path, environment: dict[
     return Launch(started, log)
 
 
+HELD_BY = "TGDPO_TEST_HELD_BY"
+"""Environment variable with a file's name: the command begins when the file is gone."""
+
+
 def _run(words: list[str], environment: dict[str, str], log: str) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -76,6 +88,8 @@ def _run(words: list[str], environment: dict[str, str], log: str) -> None:
     from tgdpo import cli
     from tgdpo.stages import console
 
+    while os.path.exists(os.environ.get(HELD_BY, "")):
+        time.sleep(0.002)
     torch.set_num_threads(1)
     console.stderr.quiet = not console.is_main_process()
     sys.argv = ["tgdpo", *words]

@@ -133,6 +133,14 @@ class CliResult:
 Cli = Callable[..., CliResult]
 
 
+def published(cache: Path) -> dict[str, bytes]:
+    """Every byte of a finished cache but the time in its manifest."""
+    files = {path.name: path.read_bytes() for path in sorted(cache.iterdir()) if path.name != "_manifest.json"}
+    manifest = json.loads((cache / "_manifest.json").read_text())
+    manifest.pop("created")
+    return files | {"_manifest.json": json.dumps(manifest).encode()}
+
+
 def records_of(run: Path) -> list[dict[str, Any]]:
     """What a training run logged."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from ..settings import Settings, option
+from ..settings import Settings, on_a_disk, option
 from .share import Share
 
 DATA, MODELS, LENGTHS, RUN, ENGINE = "Preference set", "Models", "Lengths", "Run", "Engine"
@@ -112,6 +112,8 @@ class ScoreConfig(Settings):
     """Share of the GPUs' dense bfloat16 peak that --plan reckons with."""
     gpu_price: float | None = option(PLAN, None, gt=0)
     """Price of a GPU hour; --plan then prints the cost."""
+
+    _folder = field_validator("output")(on_a_disk)
 
     @field_validator("check_against")
     @classmethod

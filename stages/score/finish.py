@@ -74,6 +74,7 @@ def publish_manifest(plan: ScorePlan, prepared: Prepared, folder: OutputFolder) 
             truncated=prepared.truncated,
         ),
         set_aside_reasons=dict(set_aside.reasons),
+        set_aside_sha256=sha256_file(folder.set_aside),
         shards=[each.shard for each in finished],
         engine_check=check_engines(plan, [folder.shard(shard, count) for shard in range(count)]),
     )

@@ -86,6 +86,7 @@ class OutputFolder:
             return None
         manifest = Manifest.read(self.path)
         self._require_same(fingerprint, manifest.fingerprint, ignore=ENVIRONMENT_FIELDS)
+        self.clean()  # what a run that was killed after it had published the manifest has left
         return manifest
 
     def claim(self, fingerprint: Fingerprint, *, alone: bool = True) -> bool:
@@ -97,6 +98,8 @@ class OutputFolder:
         Raises:
             CacheError: the folder holds scores of a run with other settings, or something else.
         """
+        for folder in (self.path, self.work):
+            remove_temporaries(folder)
         theirs = self._their_settings()
         if theirs == fingerprint:
             return False
@@ -153,7 +156,7 @@ class OutputFolder:
     def clean(self) -> None:
         """Removes what only an unfinished run needs."""
         shutil.rmtree(self.work, ignore_errors=True)
-        remove_temporaries(self.path)
+        remove_temporaries(self.path, of_the_living=True)
 
     def _require_same(self, ours: Fingerprint, theirs: Fingerprint, *, ignore: tuple[str, ...] = ()) -> None:
         fields = differing_fields(ours, theirs, ignore=ignore)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
-from ..settings import Settings, option
+from ..settings import Settings, on_a_disk, option
 
 IN_OUT, LOSS, OPTIMIZER, BATCH, LORA, LOGGING, HUB = (
     "Input and output",
@@ -171,6 +171,8 @@ class TrainConfig(Settings):
     """Repository to push to, NAME or ORGANISATION/NAME. Default: the output folder's name."""
     hub_private_repo: bool = option(HUB, False)
     """Make the repository private where it is made."""
+
+    _folder = field_validator("output")(on_a_disk)
 
     @field_validator("report_to")
     @classmethod

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from ...data.files import replace, sync
+from ...data.files import remove_temporaries, replace, sync
 from ...data.manifest import differing_fields
 from ...errors import TrainingError
 from ..console import log, warn
@@ -85,6 +85,7 @@ class RunFolder:
             TrainingError: the folder holds another run, or something else.
         """
         self._identity = identity
+        remove_temporaries(self.path)
         if self._run.is_file():
             record = self.read_record()
             if record["finished"] or self._has_trained():

@@ -136,3 +136,20 @@ def test_with_two_processes_and_one_in_turn(call: tuple[object, ...], tmp_path: 
     assert (tmp_path / "killed" / "pairs.jsonl").read_bytes() == (tmp_path / "whole" / "pairs.jsonl").read_bytes()
     killed, whole = (lines_of(tmp_path / name / "metrics.jsonl")[-1] for name in ("killed", "whole"))
     assert killed["loss"] == pytest.approx(whole["loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ended_by_a_signal(number: int, code: int, call: tuple[object, ...], tmp_path: Path) -> None:
+    """Ctrl-C or kill in the middle of training: one line and the usual exit code; the checkpoints stay."""
+    run = tmp_path / "run"
+    started = start((*call, "--epochs", 1000), run, 1)  # far more than it gets to
+    (process,) = started.processes
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not any(run.glob("checkpoints/step-*")):
+        time.sleep(0.005)
+    os.kill(process.pid or 0, number)
+    process.join(60)
+    assert process.exitcode == code
+    assert "what is finished stays, the same command goes on from there" in started.output
+    assert "Traceback" not in started.output
+    assert any(run.glob("checkpoints/step-*"))

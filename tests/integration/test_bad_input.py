@@ -596,6 +596,20 @@ class TestCall:
 class TestOutput:
     """Nothing that is there is overwritten or mixed up."""
 
+    @pytest.mark.parametrize("url", ["s3://bucket/cache", "s3://key:word@bucket/cache", "https://host/a?sig=word"])
+    def test_an_address_that_is_no_folder(
+        self, url: str, refused: Refused, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        before = bytes_of(tmp_path)
+        for command in (
+            ("score", "--dataset", pairs_file, "--reference", "r"),
+            ("train", "--cache", "c", "--model", "m"),
+        ):
+            line = refused(*command, "--output", url, code=2, says=[f"--output {url[:5]}", "to a folder", "copy it"])
+            assert "word" not in line
+        assert bytes_of(tmp_path) == before
+
     @pytest.mark.parametrize("name", ["output", "output/notes.txt"])
     def test_something_else_lies_there(
         self, name: str, refused: Refused, unloadable: Models, pairs_file: Path, output: Path, tmp_path: Path

@@ -183,8 +183,11 @@ def test_any_failing_write_stops_the_run_at_once(
     ok("verify", tmp_path / "cache")
 
 
-def test_interrupted_as_by_ctrl_c(models: Models, many_pairs: Path, tmp_path: Path) -> None:
-    """A real signal in the middle of a pass: one line, exit code 130, and what was computed is written."""
+@pytest.mark.parametrize(
+    ("number", "code", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_ended_by_a_signal(number: int, code: int, how: str, models: Models, many_pairs: Path, tmp_path: Path) -> None:
+    """Ctrl-C or kill in the middle of a pass: one line, the usual exit code, and what was computed is written."""
     call = ["score", "--dataset", str(many_pairs), "--reference", str(models.reference), "--guidance",
             str(models.guidance), "--pairs-per-shard", "10", "--output", str(tmp_path / "cache")]  # fmt: skip
     process = subprocess.Popen([sys.executable, "-m", "tgdpo", *call], stderr=subprocess.PIPE, text=True)
@@ -193,10 +196,10 @@ def test_interrupted_as_by_ctrl_c(models: Models, many_pairs: Path, tmp_path: Pa
         assert process.poll() is None, "the run ended before it could be interrupted"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert stderr.splitlines()[-1] == "tgdpo: interrupted; what is finished stays, the same command goes on from there"
+    assert process.returncode == code
+    assert stderr.splitlines()[-1] == f"tgdpo: {how}; what is finished stays, the same command goes on from there"
     assert not list((tmp_path / "cache").rglob(".*.tmp"))
 
 

@@ -1,12 +1,11 @@
 """`tgdpo score --worker i/n`: several workers on one output folder."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import STANDARD_ROWS, Cli, Models, write_rows
+from support import STANDARD_ROWS, Cli, Models, published, write_rows
 
 from tgdpo.stages.score import prepare as preparation
 
@@ -18,14 +17,6 @@ def rows_file(tmp_path: Path) -> Path:
     rows[17]["chosen"] = " "
     del rows[40]["prompt"]
     return write_rows(tmp_path / "rows.jsonl", rows)
-
-
-def published(cache: Path) -> dict[str, bytes]:
-    """Every byte of a finished cache but the time in its manifest."""
-    files = {path.name: path.read_bytes() for path in sorted(cache.iterdir()) if path.name != "_manifest.json"}
-    manifest = json.loads((cache / "_manifest.json").read_text())
-    manifest.pop("created")
-    return files | {"_manifest.json": json.dumps(manifest).encode()}
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from ....data.tokenization import PairIds
 from ....errors import ModelError, TgdpoError
 from ...console import log
 from . import Engine, EngineSpec, OnBatch, PairScores, class_at
+from .halving import EngineDeathError, score_halves
 
 SECONDS_TO_END = 60.0
 """How long a child may take to end by itself."""
@@ -47,6 +48,11 @@ class ProcessEngine(Engine):
 
     def __init__(self, spec: EngineSpec) -> None:
         self.name = spec.name
+        self._spec = spec
+        self._start()
+
+    def _start(self) -> None:
+        spec = self._spec
         descriptor, self._log_path = _new_log(self.inner)
         try:
             self._connection, theirs = Pipe()
@@ -75,11 +81,23 @@ class ProcessEngine(Engine):
         return {}
 
     def score(self, pairs: Sequence[PairIds], on_batch: OnBatch) -> list[PairScores]:
-        """See `Engine.score`.
+        """See `Engine.score`. A pair over which the process dies gets scores that are not finite (see `halving`).
 
         Raises:
-            TgdpoError: what the inner engine raised, or the process died; the engine is closed then.
+            TgdpoError: what the inner engine raised, or the process died and no single pair is to blame; the engine is
+                closed then.
         """
+        try:
+            return self._score(pairs, on_batch)
+        except EngineDeathError as death:
+            if len(pairs) == 1:
+                raise
+            return score_halves(pairs, lambda part: self._score(part, on_batch), death)
+
+    def _score(self, pairs: Sequence[PairIds], on_batch: OnBatch) -> list[PairScores]:
+        if not self._end.alive:
+            self._log_path.unlink(missing_ok=True)
+            self._start()
         self._send(list(pairs))
         found: list[PairScores] = self._receive("scores", on_batch)
         return found
@@ -112,7 +130,9 @@ class ProcessEngine(Engine):
                     raise self._error(*content)
                 elif kind == "failed":
                     self._end()
-                    raise ModelError(f"{self.name} failed ({content})", fix=f"the whole story is in {self._log_path}")
+                    raise EngineDeathError(
+                        f"{self.name} failed ({content})", fix=f"the whole story is in {self._log_path}"
+                    )
         except (EOFError, OSError):
             raise self._death() from None
         except KeyboardInterrupt:
@@ -135,7 +155,7 @@ class ProcessEngine(Engine):
         code = self._process.returncode
         how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
         cause = ", most likely by the system, for want of memory" if code == -signal.SIGKILL else ""
-        return ModelError(
+        return EngineDeathError(
             f"the process of {self.name} died ({how}{cause})",
             fix=f"finished shards are kept; its log is {self._log_path}",
         )

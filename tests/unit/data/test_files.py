@@ -1,5 +1,6 @@
 """Files are whole or not there, and the first writer wins."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tgdpo.data import files
 from tgdpo.data.files import publish, remove_temporaries, replace, sha256_file
 
 Write = Callable[..., object]
@@ -93,6 +95,78 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     (tmp_path / "other.tmp").write_text("not ours")
     remove_temporaries(tmp_path)
     assert names(tmp_path) == ["other.tmp"]
+
+
+def test_what_is_being_written_is_no_leftover(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from tgdpo.data.files import publish\n"
+    code += "publish(Path(sys.argv[1]), lambda path: (path.write_text('half'), print(flush=True), sys.stdin.read()))"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "shard")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    remove_temporaries(tmp_path)
+    assert len(names(tmp_path)) == 1
+    writer.communicate()
+    assert names(tmp_path) == ["shard"]
+
+
+def test_leftovers_of_other_machines_wait_for_the_end(tmp_path: Path) -> None:
+    (tmp_path / ".shard.other-machine-0123.tmp").write_text("half")
+    remove_temporaries(tmp_path)
+    assert len(names(tmp_path)) == 1
+    remove_temporaries(tmp_path, of_the_living=True)
+    assert names(tmp_path) == []
+
+
+class TestWithoutHardLinks:
+    """As on FAT, and on many network and FUSE disks."""
+
+    @pytest.fixture(autouse=True)
+    def no_links(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+
+    @pytest.mark.parametrize("has_noreplace", [True, False])
+    def test_the_first_writer_wins(self, has_noreplace: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        if not has_noreplace:
+            monkeypatch.setattr(sys, "platform", "elsewhere")
+        test_the_first_writer_wins(tmp_path)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+    def test_nothing_is_replaced_that_comes_meanwhile(self, tmp_path: Path) -> None:
+        """No look at what is there comes before the rename."""
+        (tmp_path / "old").write_text("old")
+        (tmp_path / "new").write_text("new")
+        with pytest.raises(FileExistsError):
+            files._rename_without_replacing(tmp_path / "new", tmp_path / "old")
+        assert (tmp_path / "old").read_text() == "old"
+
+    def test_other_errors_are_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "link", fail)
+        with pytest.raises(OSError, match="Input/output") as raised:
+            publish(tmp_path / "shard", lambda path: path.write_text("text"))
+        assert raised.value.filename == str(tmp_path / "shard")
+        assert names(tmp_path) == []
+
+
+def test_a_lost_answer_of_a_network_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name was given, the answer was lost, and the client's second call finds the name taken: by this file."""
+    link = os.link
+
+    def link_twice(*names: Path) -> None:
+        link(*names)
+        link(*names)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    assert publish(tmp_path / "shard", lambda path: path.write_text("first"))
+    assert not publish(tmp_path / "shard", lambda path: path.write_text("second"))
+    assert (tmp_path / "shard").read_text() == "first"
 
 
 def test_two_processes_publish_the_same_names(tmp_path: Path) -> None:

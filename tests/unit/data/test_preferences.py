@@ -5,6 +5,8 @@ import csv
 import gzip
 import json
 import lzma
+import resource
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from support import CHAT_ROWS, STANDARD_ROWS, write_rows
 
-from tgdpo.data.preferences import PreferenceSet
+from tgdpo.data.preferences import MAX_ROW_BYTES, PreferenceSet
 from tgdpo.errors import DataError, UsageError
 
 Writer = Callable[[Path], Path]
@@ -273,6 +275,50 @@ class TestBadRows:
         assert [row.value for row in read if not row.problem] == rows[:300] + rows[301:]
 
 
+class TestHugeRows:
+    """A row of absurd size costs that row, and no memory."""
+
+    @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
+    def test_of_json_lines(self, suffix: str, tmp_path: Path) -> None:
+        path = tmp_path / f"pairs.{suffix}"
+        with gzip.open(path, "wb", 1) if suffix.endswith("gz") else path.open("wb") as file:
+            file.write(b'{"prompt": "a"}\n')
+            for _ in range(5):
+                file.write(b"x" * (MAX_ROW_BYTES // 2))
+            file.write(b'\n{"prompt": "a"}\n')
+        tracemalloc.start()
+        problems = [row.problem for row in PreferenceSet(str(path))]
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert problems == [None, "longer than 67108864 bytes", None]
+        assert peak < 2.5 * MAX_ROW_BYTES
+
+    def test_of_parquet(self, tmp_path: Path) -> None:
+        """A file of a few kilobytes that decodes to gigabytes: one text, repeated by reference."""
+        path = tmp_path / "pairs.parquet"
+        texts = pa.DictionaryArray.from_arrays(pa.array([0, *[1] * 2000], pa.int32()), ["a", "a" * 2_500_000])
+        pq.write_table(pa.table({"prompt": texts}), path, compression="zstd", store_schema=False)
+        assert path.stat().st_size < 10_000
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        rows = 0
+        for row in PreferenceSet(str(path)):
+            rows += 1
+            assert row.problem is None
+        assert rows == 2001
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kilobytes
+
+    def test_of_one_parquet_cell(self, tmp_path: Path) -> None:
+        path = tmp_path / "pairs.parquet"
+        pq.write_table(pa.table({"prompt": ["a", "a" * (MAX_ROW_BYTES + 1), "b"]}), path)
+        assert [row.problem for row in PreferenceSet(str(path))] == [None, "larger than 67108864 bytes", None]
+
+    def test_of_csv(self, tmp_path: Path) -> None:
+        path = tmp_path / "pairs.csv"
+        path.write_bytes(b"prompt,chosen,rejected\na,b," + b"x" * (MAX_ROW_BYTES + 1))
+        with pytest.raises(DataError, match="field larger than field limit"):
+            list(PreferenceSet(str(path)))
+
+
 class TestUnreadable:
     """What cannot be read at all is one DataError, never the reader's own."""
 
@@ -290,6 +336,13 @@ class TestUnreadable:
         content = bytearray(path.read_bytes())
         content[20:60] = b"\xff" * 40
         path.write_bytes(content)
+        with pytest.raises(DataError, match="not a readable Parquet file"):
+            list(PreferenceSet(str(path)))
+
+    def test_parquet_with_a_damaged_column_name(self, tmp_path: Path) -> None:
+        path = tmp_path / "pairs.parquet"
+        pq.write_table(pa.Table.from_pylist(STANDARD_ROWS), path, compression="none", store_schema=False)
+        path.write_bytes(path.read_bytes().replace(b"rejected", b"rej\x85cted"))
         with pytest.raises(DataError, match="not a readable Parquet file"):
             list(PreferenceSet(str(path)))
 

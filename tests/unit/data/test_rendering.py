@@ -9,9 +9,9 @@ from support import CHAT_TEMPLATE, make_tokenizer
 from trl.data_utils import extract_prompt
 
 from tgdpo.data.preferences import Row
-from tgdpo.data.rendering import Columns, Reason, Rendered, Renderer, SetAside
+from tgdpo.data.rendering import MAX_CHARACTERS, Columns, Reason, Rendered, Renderer, SetAside
 from tgdpo.data.tokenization import adds_bos, control_tokens
-from tgdpo.errors import DataError
+from tgdpo.errors import DataError, ModelError
 
 PLAIN = make_tokenizer(chat=False)
 CHAT = make_tokenizer(chat=True)
@@ -160,6 +160,21 @@ class TestTemplates:
         row = {"prompt": [USER | {"name": "\ud800"}], "chosen": [BLUE], "rejected": [GREEN]}
         assert set_aside(tokenizer, row).reason == Reason.LONE_SURROGATE
 
+    @pytest.mark.parametrize("code", ["'a' * 10**11", "'a' * 2 * 10**6"])
+    def test_one_that_writes_without_end_stops_the_run(self, code: str) -> None:
+        """It would take as long for every row."""
+        tokenizer = make_tokenizer(chat=True)
+        tokenizer.chat_template = "{{ " + code + " }}" + CHAT_TEMPLATE
+        with pytest.raises(ModelError, match=r"the chat template takes .* for one conversation"):
+            render(tokenizer, {"prompt": [USER], "chosen": [BLUE], "rejected": [GREEN]})
+
+    @pytest.mark.parametrize("code", ["''.__class__.__mro__[1].__subclasses__()", "messages.append(3)"])
+    def test_one_that_reaches_out_of_its_sandbox(self, code: str) -> None:
+        tokenizer = make_tokenizer(chat=True)
+        tokenizer.chat_template = "{{ " + code + " }}" + CHAT_TEMPLATE
+        row = {"prompt": [USER], "chosen": [BLUE], "rejected": [GREEN]}
+        assert set_aside(tokenizer, row).reason == Reason.TEMPLATE
+
     def test_one_that_drops_the_difference(self) -> None:
         """Then both responses are the same text; their ids tell (see test_tokenization)."""
         tokenizer = make_tokenizer(chat=True)
@@ -230,6 +245,16 @@ class TestSetAside:
 
     def test_a_prompt_without_messages(self) -> None:
         assert set_aside(CHAT, CHAT_ROW | {"prompt": []}).reason == Reason.EMPTY_PROMPT
+
+
+def test_text_that_no_model_reads() -> None:
+    text = "a" * (MAX_CHARACTERS + 1)
+    for tokenizer, row in (
+        (PLAIN, {"prompt": "a", "chosen": text, "rejected": "b"}),
+        (CHAT, {"prompt": [USER], "chosen": [BLUE | {"content": text}], "rejected": [GREEN]}),
+    ):
+        verdict = set_aside(tokenizer, row)
+        assert (verdict.reason, verdict.detail[:20]) == (Reason.TOO_LONG, "10000001 characters ")
 
 
 class TestWholeSet:

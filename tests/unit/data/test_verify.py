@@ -137,7 +137,7 @@ class TestCounts:
     def test_of_a_row_group(self, size: int, folder: Path) -> None:
         """Training finds its rows by it."""
         table = pq.read_table(folder / SHARD)
-        rewrite_shard(folder, table, row_group_size=3)
+        rewrite_shard(folder, table, row_group_size=3, use_dictionary=False)
         edit_manifest(folder, lambda manifest: manifest.update(row_group_pairs=size))
         assert problems(folder)
 
@@ -188,6 +188,18 @@ class TestRows:
         place = table.schema.get_field_index("chosen_rewards")
         rewrite_shard(folder, table.set_column(place, "chosen_rewards", values))
         assert problems(folder) == [f"{SHARD} has other columns than the format"]
+
+    def test_a_value_that_stands_for_many(self, folder: Path, table: pa.Table) -> None:
+        """A dictionary lets a few bytes decode to gigabytes; nothing of it is decoded."""
+        ids = table["prompt_ids"].to_pylist()
+        rewrite_shard(folder, replaced(table, "prompt_ids", [[7] * 200_000] * len(ids)), use_dictionary=True)
+        (problem,) = problems(folder)
+        assert f"{SHARD} holds dictionaries" in problem
+        rewrite_shard(folder, replaced(table, "prompt_ids", [[7] * 200_000] * len(ids)))
+        (problem,) = problems(folder)
+        assert f"{SHARD} holds more values than the manifest says" in problem
+        with pytest.raises(CacheError, match=SHARD):
+            read_all(RewardCache(folder))
 
     def test_no_metadata(self, folder: Path, table: pa.Table) -> None:
         rewrite_shard(folder, table.replace_schema_metadata(None))

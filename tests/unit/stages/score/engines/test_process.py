@@ -50,6 +50,8 @@ class Inner(DummyEngine):
             os.kill(os.getpid(), signal.SIGKILL)
         if self._then == "exit":
             os._exit(3)
+        if self._then == "killed-over-3" and any(len(pair.prompt) == len(PAIRS[3].prompt) for pair in pairs):
+            os.kill(os.getpid(), signal.SIGKILL)
         if self._then == "hang":
             while True:
                 on_batch(0, 0)
@@ -121,11 +123,27 @@ def test_expected_errors_come_back_as_they_are(spec: Any) -> None:
 def test_what_nobody_expected_is_one_line_with_the_log(spec: Any, then: str, message: str) -> None:
     engine = InItsOwnProcess(spec(then=then))
     with pytest.raises(ModelError, match=message) as failed:
-        engine.score(PAIRS, lambda *_: None)
+        engine.score(PAIRS[:1], lambda *_: None)
     assert "\n" not in str(failed.value)
     log = Path(str(failed.value).rpartition(" ")[2])
     assert "noise on stdout" in log.read_text()
     log.unlink()
+    engine.close()
+
+
+def test_a_pair_that_kills_the_process_costs_itself_alone(spec: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    pairs = PAIRS[2:5]
+    expected = DummyEngine(spec()).score(pairs, lambda *_: None)
+    engine = InItsOwnProcess(spec(then="killed-over-3"))
+    found = engine.score(pairs, lambda *_: None)
+    assert [scores.finite for scores in found] == [True, False, True]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.chosen.shape, ours.rejected.shape) == (theirs.chosen.shape, theirs.rejected.shape)
+        if ours.finite:
+            np.testing.assert_array_equal(ours.chosen, theirs.chosen)
+    told = capfd.readouterr().err
+    assert "scoring the 3 pairs in halves" in told
+    assert "ended the process twice by itself and is set aside" in told
     engine.close()
 
 
