@@ -1,10 +1,11 @@
 """The options of `tgdpo train`. Defaults of loss and optimizer are the paper's."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from ..settings import Settings, option
+from .losses import LOSS_OPTIONS, LOSSES
 
 IN_OUT, LOSS, OPTIMIZER, BATCH, LORA, LOGGING = (
     "Input and output",
@@ -31,20 +32,28 @@ class TrainConfig(Settings):
     trust_remote_code: bool = option(IN_OUT, False)
     """Run the code that a model brings; hub models then need NAME@REVISION with a full commit hash."""
 
-    loss: Literal["tgdpo", "dpo"] = option(LOSS, "tgdpo")
-    """Objective."""
+    loss: str = option(LOSS, "tgdpo", description=f"Objective: {', '.join(LOSSES)} (docs/losses.md).")
     beta: float = option(LOSS, 0.1, gt=0)
-    """Strength of the KL constraint, beta in the loss."""
+    """Strength of the KL constraint, beta in the loss; tau of ipo. Default with simpo 2.5, with sepo 1."""
     alpha: float = option(LOSS, 0.5, ge=0)
     """Strength of the token-level guidance; 0 is DPO."""
     beta_r: float | None = option(LOSS, None, ge=0)
     """Factor of the token rewards, r = beta_r * (log pi_guide - log pi_ref). Default: beta."""
-    f_shape: Literal["linear", "sigmoid"] = option(LOSS, "linear")
-    """Shape of f: linear is 1 +- alpha r, sigmoid is 1 +- alpha (2 sigmoid(r) - 1)."""
+    f_shape: str = option(LOSS, "linear", min_length=1)
+    """Shape g of f = 1 +- alpha g(r): linear is r, sigmoid 2 sigmoid(r) - 1, clipped-linear r within [-1, 1], rank the
+    place of r in its response; or a function of your own as package.module.function."""
     f_clip: float | None = option(LOSS, None, gt=0)
     """Keep f within 1 +- this bound (epsilon of Assumption 4.2). Default: f is not clipped."""
     label_smoothing: float = option(LOSS, 0.0, ge=0, lt=0.5)
     """Probability that a pair's labels are swapped (conservative DPO)."""
+    gamma_beta_ratio: float = option(LOSS, 0.55, ge=0)
+    """simpo: target margin gamma divided by beta."""
+    ld_alpha: float = option(LOSS, 0.5, ge=0, le=1)
+    """ld-dpo: weight of tokens past the length of the pair's shorter response."""
+    d2po_gamma: float = option(LOSS, 0.98, gt=0, le=1)
+    """d2po: token t, counted from 0, weighs this to the power of t."""
+    sepo_ratio: float = option(LOSS, 0.3, gt=0, le=1)
+    """sepo: share of a response's tokens that counts."""
 
     learning_rate: float = option(OPTIMIZER, 7e-7, gt=0)
     """Peak learning rate of AdamW. With --lora-rank, ten times as much is usual."""
@@ -119,6 +128,19 @@ class TrainConfig(Settings):
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = option(LOGGING, ())
     """Trackers that get the metrics, besides metrics.jsonl. Repeatable."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_loss(cls, given: Any) -> Any:
+        objective = LOSSES.get(given.get("loss")) if isinstance(given, dict) else None
+        return {**objective.defaults, **given} if objective else given
+
+    @field_validator("loss")
+    @classmethod
+    def _loss_is_known(cls, name: str) -> str:
+        if name not in LOSSES:
+            raise ValueError(f"there is no objective {name}; use {', '.join(LOSSES)}")
+        return name
+
     @model_validator(mode="after")
     def _options_fit_together(self) -> "TrainConfig":
         if self.eval_steps is not None and self.eval_fraction == 0:
@@ -129,8 +151,7 @@ class TrainConfig(Settings):
     def idle(self) -> dict[str, str]:
         """Options that have another value than their default and do nothing, with the option that makes them idle."""
         idle: dict[str, str] = {}
-        if self.loss != "tgdpo":
-            idle |= dict.fromkeys(("alpha", "beta_r", "f_shape", "f_clip"), f"--loss {self.loss}")
+        idle |= dict.fromkeys(set(LOSS_OPTIONS) - set(LOSSES[self.loss].options), f"--loss {self.loss}")
         if self.lora_rank == 0:
             idle |= dict.fromkeys(("lora_alpha", "lora_dropout", "lora_target_modules"), "--lora-rank 0")
         defaults = type(self).model_fields
