@@ -14,18 +14,33 @@ if TYPE_CHECKING:
     from .pipeline.launch import score
     from .stages.score.config import ScoreConfig
     from .stages.train.config import TrainConfig
+    from .stages.train.functional import tgdpo_loss
     from .stages.train.run import train
+    from .stages.train.trainer import TGDPOConfig, TGDPOTrainer
 
 # Imported on first use: `import tgdpo` and `tgdpo --help` stay free of torch.
 _LAZY = {
     "RewardCache": ".data.cache",
     "ScoreConfig": ".stages.score.config",
+    "TGDPOConfig": ".stages.train.trainer",
+    "TGDPOTrainer": ".stages.train.trainer",
     "TrainConfig": ".stages.train.config",
     "score": ".pipeline.launch",
+    "tgdpo_loss": ".stages.train.functional",
     "train": ".stages.train.run",
 }
 
-__all__ = ["RewardCache", "ScoreConfig", "TrainConfig", "__version__", "score", "train"]
+__all__ = [
+    "RewardCache",
+    "ScoreConfig",
+    "TGDPOConfig",
+    "TGDPOTrainer",
+    "TrainConfig",
+    "__version__",
+    "score",
+    "tgdpo_loss",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .errors import TgdpoError
+from .errors import TgdpoError, UsageError
 from .pipeline.options import options_of
 from .stages.console import is_main_process
 from .stages.score.config import ScoreConfig
@@ -30,6 +30,28 @@ app = typer.Typer(
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file with any of these options; flags win.", show_default=False)
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved configuration as YAML and do nothing else.")
+]
+PLAN = "Planning"
+Planned = Annotated[
+    bool,
+    typer.Option("--plan", help="Print memory, steps, tokens and time, load no weights.", rich_help_panel=PLAN),
+]
+PlannedGpu = Annotated[
+    str | None, typer.Option("--gpu", help="Kind of GPU to plan for, such as H100 or A100-80GB.", rich_help_panel=PLAN)
+]
+PlannedGpus = Annotated[int, typer.Option("--gpus", min=1, help="How many of them.", rich_help_panel=PLAN)]
+PlannedUtilisation = Annotated[
+    float,
+    typer.Option("--utilisation", min=0.01, max=1, help="Share of their peak that is reached.", rich_help_panel=PLAN),
+]
+PlannedSpeed = Annotated[
+    float | None,
+    typer.Option(
+        "--tokens-per-second", min=0.001, help="Speed that was measured, instead of a GPU.", rich_help_panel=PLAN
+    ),
+]
 Cache = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the reward cache.", show_default=False)]
 
 
@@ -42,9 +64,12 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Show the vers
 
 @app.command("score")
 @options_of(ScoreConfig)
-def score_command(given: dict[str, Any], config: ConfigFile = None) -> None:
+def score_command(given: dict[str, Any], config: ConfigFile = None, dry_run: DryRun = False) -> None:
     """Run guidance and reference once and write per-token rewards to a cache of Parquet shards."""
     settings = _settings(ScoreConfig, "score", config, given)
+    if dry_run:
+        typer.echo(settings.to_yaml(), nl=False)
+        return
     if settings.plan:
         from .stages.score.estimate import estimate
 
@@ -62,9 +87,29 @@ def score_command(given: dict[str, Any], config: ConfigFile = None) -> None:
 
 @app.command("train")
 @options_of(TrainConfig)
-def train_command(given: dict[str, Any], config: ConfigFile = None) -> None:
+def train_command(
+    given: dict[str, Any],
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+    plan: Planned = False,
+    gpu: PlannedGpu = None,
+    gpus: PlannedGpus = 1,
+    utilisation: PlannedUtilisation = 0.4,
+    tokens_per_second: PlannedSpeed = None,
+) -> None:
     """Train the policy from a reward cache; no other model is loaded."""
     settings = _settings(TrainConfig, "train", config, given)
+    if dry_run:
+        typer.echo(settings.to_yaml(), nl=False)
+        return
+    if plan:
+        from .stages.train.plan import Speed, make_plan, rendered
+
+        speed = Speed(gpu, gpus, utilisation, tokens_per_second)
+        typer.echo(rendered(settings, make_plan(settings, speed), speed))
+        return
+    if gpu or tokens_per_second or gpus != 1:
+        raise UsageError("--gpu, --gpus and --tokens-per-second describe a plan", fix="add --plan, or leave them out")
     from .stages.train.run import train
 
     result = train(settings)

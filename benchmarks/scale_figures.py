@@ -16,8 +16,8 @@ from common import make_pairs, table
 
 from tgdpo.data.schema import list_column
 from tgdpo.data.tokenization import PairIds
-from tgdpo.stages.score.estimate import Load, ModelSize, byte_text, gpu_hours, load_of, size_of
-from tgdpo.stages.score.gpus import GPUS
+from tgdpo.stages.hardware import GPUS, size_of
+from tgdpo.stages.score.estimate import Load, Scorer, byte_text, gpu_hours, load_of
 from tgdpo.stages.score.prepare import TOKENS_SCHEMA, attended
 
 VOCABULARY = 128_256
@@ -32,12 +32,12 @@ CASES = {10**6: [8, 64], 10**8: [64, 512]}
 """Pairs, and the numbers of GPUs that they are worked through with."""
 
 
-def size(name: str) -> ModelSize:
-    """The size of a model that is made without memory."""
+def scorer(name: str) -> Scorer:
+    """A model that is made without memory."""
     config = transformers.LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=8, **SIZES[name])
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
-    return size_of(name, model, config, torch.bfloat16)
+    return Scorer(name, size_of(model), torch.bfloat16)
 
 
 def sample(count: int = 512) -> Load:
@@ -63,7 +63,7 @@ def _text(words: list[str], ids: np.ndarray) -> str:
 def main() -> None:
     """Prints two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpu", default="h100", choices=GPUS)
+    parser.add_argument("--gpu", default="H100", choices=GPUS)
     parser.add_argument("--utilisation", type=float, default=0.4)
     options = parser.parse_args()
     gpu, one = GPUS[options.gpu], sample()
@@ -77,19 +77,19 @@ def main() -> None:
         disk.append([f"{pairs:,}", f"{tokens:,}", f"{shards:,}", byte_text(load.cache_bytes),
                      byte_text(load.work_bytes), byte_text(load.cache_bytes / shards)])  # fmt: skip
         for name in SIZES:
-            model = size(name)
+            model = scorer(name)
             hours = gpu_hours(model.flops(load), gpu, options.utilisation)  # of one pass
-            held = -(-model.weights // round(0.9 * gpu.memory))  # GPUs of a worker
+            held = -(-model.weight_bytes // round(0.9 * gpu.memory))  # GPUs of a worker
             for gpus in fleets:
                 total = 2 * hours / gpus
                 failures = gpus / GPU_HOURS_BETWEEN_FAILURES  # an hour
                 again = 0.5 * (hours / shards) * failures / gpus  # half a shard's GPU hours, of the fleet's
                 time.append(
                     [f"{pairs:,}", name, f"{2 * hours:,.0f}", str(gpus), f"{total:,.1f}",
-                     f"{60 * hours / shards / held:.1f} min", byte_text(gpus / held * model.weights),
+                     f"{60 * hours / shards / held:.1f} min", byte_text(gpus / held * model.weight_bytes),
                      f"{byte_text(load.cache_bytes / total / 3600)}/s", f"{24 * failures:.2g}", f"{again:.1e}"]
                 )  # fmt: skip
-    print(f"{gpu.name}, {options.utilisation:.0%} of {gpu.peak / 1e12:.0f} TFLOP/s\n\n{table(disk)}\n\n{table(time)}")
+    print(f"{gpu.name}, {options.utilisation:.0%} of {gpu.flops / 1e12:.0f} TFLOP/s\n\n{table(disk)}\n\n{table(time)}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def padded_full(model: torch.nn.Module, pairs: list[PairIds]) -> float:
     """Rows of plain sequences, 16 at a time, as a simple script would do it."""
     total = 0.0
     for start in range(0, len(pairs), 8):
-        batch = to_device(collate(pairs[start : start + 8], 0, "padded"), DEVICE)
+        batch = to_device(collate(pairs[start : start + 8], "padded"), DEVICE)
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         logps = logits[:, :-1].float().log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)
         width = batch.input_ids.shape[1]
@@ -41,7 +41,7 @@ def ours(wrapped: ResponseLogps, pairs: list[PairIds]) -> float:
     """What the transformers engine does with a shard."""
     total = 0.0
     for indices in batches(pairs, lambda: BATCH_TOKENS, wrapped.layout):
-        total += float(wrapped(to_device(wrapped.collate([pairs[i] for i in indices]), DEVICE)).sum())
+        total += float(wrapped(to_device(collate([pairs[i] for i in indices], wrapped.layout), DEVICE)).sum())
     return total
 
 
@@ -51,7 +51,7 @@ def bare(wrapped: ResponseLogps, pairs: list[PairIds]) -> float:
     model = wrapped.model
     total = 0.0
     for indices in batches(pairs, lambda: BATCH_TOKENS, wrapped.layout):
-        batch = to_device(wrapped.collate([pairs[i] for i in indices]), DEVICE)
+        batch = to_device(collate([pairs[i] for i in indices], wrapped.layout), DEVICE)
         hidden = model.get_decoder()(  # type: ignore[operator]
             input_ids=batch.input_ids, position_ids=batch.position_ids, packed_row=batch.packed_row, use_cache=False
         ).last_hidden_state[0][batch.predicting]

@@ -44,7 +44,8 @@ from tgdpo.data.tokenization import PairIds
 from tgdpo.stages.attention import SHARED_PROMPT
 from tgdpo.stages.head import LogitTransform, target_logps
 from tgdpo.stages.logps import DeviceBatch, ResponseLogps, to_device
-from tgdpo.stages.train.losses import LossSettings, ResponseTokens, tgdpo
+from tgdpo.stages.train.losses.dpo import tgdpo
+from tgdpo.stages.train.losses.types import LossSettings, ResponseTokens
 
 PEERS = ["three-models", "two-models", "trl-online", "trl-cached"]
 OURS = ["ours", "no-cache", "no-shared-prompt", "no-packing", "no-response-only", "no-blocks"]
@@ -89,7 +90,7 @@ def peer_step(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) -
     frozen = [make_model(name, dtype, seed=i).eval().requires_grad_(False) for i in range(resident)]
 
     def step(i: int) -> float:
-        batch = collate(steps[i], 0, "padded")
+        batch = collate(steps[i], "padded")
         on_device = to_device(batch, DEVICE)
 
         def loss_of_batch() -> Tensor:
@@ -130,7 +131,7 @@ def our_step(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) ->
 
     def step(i: int) -> float:
         pairs = unshared(steps[i]) if variant == "no-shared-prompt" else steps[i]
-        batch = wrapped.collate(pairs)
+        batch = collate(pairs, wrapped.layout)
         on_device = to_device(batch, DEVICE)
         if frozen:
             with torch.no_grad():

@@ -32,7 +32,7 @@ class Span(NamedTuple):
 class Batch(NamedTuple):
     """Pairs laid out for one forward pass.
 
-    For the pair (prompt [5, 6], chosen [7, 2], rejected [8, 9, 2]) and padding 0:
+    For the pair (prompt [5, 6], chosen [7, 2], rejected [8, 9, 2]):
 
                           packed                       padded
         input_ids         [[5, 6, 7, 2, 8, 9, 2]]      [[5, 6, 7, 2, 0], [5, 6, 8, 9, 2]]
@@ -61,9 +61,9 @@ class Batch(NamedTuple):
     """[2 * pairs]"""
 
 
-def collate(pairs: Sequence[PairIds], pad_id: int, layout: Layout) -> Batch:
+def collate(pairs: Sequence[PairIds], layout: Layout) -> Batch:
     """`pairs` in one batch; see `Batch`. A prompt is never empty."""
-    return _packed(pairs) if layout == "packed" else _padded(pairs, pad_id)
+    return _packed(pairs) if layout == "packed" else _padded(pairs)
 
 
 def _packed(pairs: Sequence[PairIds]) -> Batch:
@@ -95,11 +95,11 @@ def _packed(pairs: Sequence[PairIds]) -> Batch:
     )
 
 
-def _padded(pairs: Sequence[PairIds], pad_id: int) -> Batch:
+def _padded(pairs: Sequence[PairIds]) -> Batch:
     responses = [(pair.prompt, response) for pair in pairs for response in (pair.chosen, pair.rejected)]
     rows = [(prompt, response) for prompt, response in responses if len(response)]
     width = max(len(prompt) + len(response) for prompt, response in rows)
-    input_ids = np.full((len(rows), width), pad_id, np.int64)
+    input_ids = np.zeros((len(rows), width), np.int64)
     attention_mask = np.zeros((len(rows), width), np.int64)
     places = []
     for row, (prompt, response) in enumerate(rows):

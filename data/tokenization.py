@@ -30,8 +30,8 @@ class PairIds(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens of the rows that a model sees: the prompt counts once per response that is not empty."""
-        return sum(len(self.prompt) + len(response) for response in (self.chosen, self.rejected) if len(response))
+        """Tokens of both rows that a model sees: the prompt counts twice."""
+        return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
 class TokenizedPair(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from ..stages.settings import Settings
+from ..stages.settings import Settings, panel_of
 
 
 def options_of(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -41,12 +41,11 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     flag = "--" + name.replace("_", "-")
     value_type = _without_none(field.annotation)
     declaration = f"{flag}/--no-{flag[2:]}" if value_type is bool else flag
-    extra = field.json_schema_extra
     option = typer.Option(
         declaration,
         help=" ".join((field.description or "").split()) + (" Required." if field.is_required() else ""),
         show_default=_shown_default(field),
-        rich_help_panel=str(extra["panel"]) if isinstance(extra, dict) else None,
+        rich_help_panel=panel_of(field),
     )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[value_type | None, option]

@@ -27,10 +27,15 @@ class Memory(Protocol):
 
 
 class CudaMemory:
-    """Memory of a CUDA device as PyTorch's allocator sees it."""
+    """Memory of a CUDA device as PyTorch's allocator sees it.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        reserved: bytes that are free between passes and needed during them (gradients).
+    """
+
+    def __init__(self, device: torch.device, reserved: int = 0) -> None:
         self._device = device
+        self._reserved = reserved
         self._resting = 0
 
     def start(self) -> None:
@@ -45,7 +50,8 @@ class CudaMemory:
     def free(self) -> int:
         """See `Memory.free`. What the allocator keeps for reuse is free to the next pass."""
         outside, _ = torch.cuda.mem_get_info(self._device)
-        return outside + torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return outside + kept - self._reserved
 
 
 class TokenBudget:
@@ -86,6 +92,6 @@ class TokenBudget:
             self._tokens = max(self._tokens, int(MOST_GROWTH * tokens))
 
 
-def token_budget(tokens: int | None, device: torch.device) -> TokenBudget:
-    """The budget of `--batch-tokens` on a device."""
-    return TokenBudget(tokens, CudaMemory(device) if device.type == "cuda" else None)
+def token_budget(tokens: int | None, device: torch.device, *, reserved: int = 0) -> TokenBudget:
+    """The budget of `--batch-tokens` on a device; `reserved` as in `CudaMemory`."""
+    return TokenBudget(tokens, CudaMemory(device, reserved) if device.type == "cuda" else None)

@@ -3,9 +3,11 @@
 Without a terminal (a log file, a batch job) the bar becomes a line now and then. Results go to stdout, elsewhere.
 """
 
+import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 30.0
+WIDTH_FOR_A_BAR = 100
+"""On narrower terminals the numbers take the bar's place."""
 
 
 def is_main_process() -> bool:
@@ -43,6 +47,9 @@ def quiet_libraries() -> None:
     import datasets
     import transformers
 
+    # What they say to one another about names that will change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels that it did not find
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -50,14 +57,14 @@ def quiet_libraries() -> None:
 
 
 class Meter:
-    """A progress bar with a free text beside it."""
+    """A progress bar with a free text beside it; `done` steps were done before and say nothing about the speed."""
 
-    def __init__(self, description: str, total: int | None, bar: Progress | None) -> None:
+    def __init__(self, description: str, total: int | None, bar: Progress | None, done: int = 0) -> None:
         self._description = description
         self._total = total
         self._bar = bar
-        self._task: TaskID | None = bar.add_task(description, total=total, text="") if bar else None
-        self._done = 0
+        self._task: TaskID | None = bar.add_task(description, total=total, completed=done, text="") if bar else None
+        self._done = self._done_before = done
         self._start = self._last_line = time.monotonic()
 
     @property
@@ -72,26 +79,28 @@ class Meter:
             self._bar.update(self._task, advance=steps, text=text)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            of_total = f"/{self._total}, {self._minutes_left()} left" if self._total else ""
-            log(f"{self._description}: {self._done}{of_total}  {text}")
+            of_total = f"/{self._total} {self._time_left()} left" if self._total else ""
+            log(f"{self._description} {self._done}{of_total} {text}".rstrip())
 
-    def _minutes_left(self) -> str:
-        left = self.seconds / max(1, self._done) * ((self._total or 0) - self._done)
-        return f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+    def _time_left(self) -> str:
+        left = self.seconds / max(1, self._done - self._done_before) * ((self._total or 0) - self._done)
+        if left < 90:
+            return f"{left:.0f} s"
+        return f"{left / 60:.0f} min" if left < 5400 else f"{left / 3600:.1f} h"
 
 
 @contextmanager
-def meter(description: str, total: int | None) -> Iterator[Meter]:
+def meter(description: str, total: int | None, done: int = 0) -> Iterator[Meter]:
     """A `Meter` shown until the block ends."""
     if not sys.stderr.isatty():
-        yield Meter(description, total, None)
+        yield Meter(description, total, None, done)
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
+        *([BarColumn(bar_width=30)] if stderr.width >= WIDTH_FOR_A_BAR else []),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=stderr) as bar:
-        yield Meter(description, total, bar)
+        yield Meter(description, total, bar, done)

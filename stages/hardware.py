@@ -17,6 +17,7 @@ class Gpu(NamedTuple):
     """A kind of GPU. Peaks are for dense bfloat16 products with float32 sums; data sheets often print twice that, for
     sparse ones."""
 
+    name: str
     memory: int
     """Bytes, from the data sheet's GB = 10^9."""
     flops: float
@@ -24,18 +25,21 @@ class Gpu(NamedTuple):
     source: str
 
 
-GPUS: dict[str, Gpu] = {
-    "A10G": Gpu(24 * 10**9, 70e12, "AWS, EC2 G5 instances; NVIDIA A10G data sheet"),
-    "A100-40GB": Gpu(40 * 10**9, 312e12, "NVIDIA A100 data sheet"),
-    "A100-80GB": Gpu(80 * 10**9, 312e12, "NVIDIA A100 data sheet"),
-    "B200": Gpu(180 * 10**9, 2250e12, "NVIDIA DGX B200 data sheet, one of eight, half of the sparse figure"),
-    "H100-PCIe": Gpu(80 * 10**9, 756e12, "NVIDIA H100 data sheet, half of the sparse figure"),
-    "H100": Gpu(80 * 10**9, 989e12, "NVIDIA H100 SXM data sheet, half of the sparse figure"),
-    "H200": Gpu(141 * 10**9, 989e12, "NVIDIA H200 SXM data sheet, half of the sparse figure"),
-    "L4": Gpu(24 * 10**9, 121e12, "NVIDIA L4 data sheet, half of the sparse figure"),
-    "L40S": Gpu(48 * 10**9, 362e12, "NVIDIA L40S data sheet, half of the sparse figure"),
-    "MI300X": Gpu(192 * 10**9, 1307e12, "AMD Instinct MI300X data sheet"),
-    "RTX4090": Gpu(24 * 10**9, 165e12, "NVIDIA Ada GPU architecture white paper"),
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("A10G", 24 * 10**9, 70e12, "AWS, EC2 G5 instances; NVIDIA A10G data sheet"),
+        Gpu("A100-40GB", 40 * 10**9, 312e12, "NVIDIA A100 data sheet"),
+        Gpu("A100-80GB", 80 * 10**9, 312e12, "NVIDIA A100 data sheet"),
+        Gpu("B200", 180 * 10**9, 2250e12, "NVIDIA DGX B200 data sheet, one of eight, half of the sparse figure"),
+        Gpu("H100-PCIe", 80 * 10**9, 756e12, "NVIDIA H100 data sheet, half of the sparse figure"),
+        Gpu("H100", 80 * 10**9, 989e12, "NVIDIA H100 SXM data sheet, half of the sparse figure"),
+        Gpu("H200", 141 * 10**9, 989e12, "NVIDIA H200 SXM data sheet, half of the sparse figure"),
+        Gpu("L4", 24 * 10**9, 121e12, "NVIDIA L4 data sheet, half of the sparse figure"),
+        Gpu("L40S", 48 * 10**9, 362e12, "NVIDIA L40S data sheet, half of the sparse figure"),
+        Gpu("MI300X", 192 * 10**9, 1307e12, "AMD Instinct MI300X data sheet"),
+        Gpu("RTX4090", 24 * 10**9, 165e12, "NVIDIA Ada GPU architecture white paper"),
+    )
 }
 
 
@@ -54,7 +58,7 @@ class ModelSize(NamedTuple):
     active_parameters: int
     """Of the body, those that a token is multiplied with: no embedding, no head, of experts those that are chosen."""
     head: int
-    """Elements of the head's product, V * D, tied or not."""
+    """Elements of the head's weight, V * D, tied or not; 0 of a model without one."""
     layers: int
     attention_width: int
     """Heads times head size."""
@@ -92,6 +96,7 @@ def parameters(config: dict[str, Any]) -> ModelSize:
 def size_of(model: Any) -> ModelSize:
     """The same of a model that is there, on any device."""
     text = model.config.get_text_config()
+    head = model.get_output_embeddings()
     outside = {id(p) for p in _parameters_outside_the_body(model)}
     share = _share_of_experts(text)
     body = sum(
@@ -103,7 +108,7 @@ def size_of(model: Any) -> ModelSize:
     return ModelSize(
         parameters=sum(p.numel() for p in model.parameters()),
         active_parameters=round(body),
-        head=text.vocab_size * text.hidden_size,
+        head=0 if head is None else head.weight.numel(),
         layers=text.num_hidden_layers,
         attention_width=text.num_attention_heads * head_size,
         vocabulary=text.vocab_size,

@@ -8,7 +8,6 @@ tokens; what would not be exact falls back to two padded rows a pair, or to full
 Legend: N rows, T tokens of a row, R response tokens of all pairs, D hidden size, V vocabulary.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +70,7 @@ class ResponseLogps(nn.Module):
         """False where body plus head is not what the model computes: then full logits are made, and memory is not
         saved."""
         self.layout: Layout = "padded"
-        """How `collate` must lay pairs out for this model."""
+        """How `data.packing.collate` must lay pairs out for this model."""
         self.fallbacks: list[str] = []
         """What could not be used with this model, for people; a layout that was asked for is none."""
         if not self.runs_head_apart:
@@ -81,10 +80,6 @@ class ResponseLogps(nn.Module):
                 self.layout = "packed"
             else:
                 self.fallbacks.append("its layers cannot run packed pairs, so rows are padded")
-
-    def collate(self, pairs: Sequence[PairIds]) -> Batch:
-        """`pairs` as this model takes them."""
-        return collate(pairs, pad_id=0, layout=self.layout)
 
     def forward(self, batch: DeviceBatch) -> Tensor:
         """Returns log pi(y_t | x, y_<t), float32 [R], in nats, in the order of `batch.places`."""
@@ -114,10 +109,6 @@ class ResponseRewards(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-
-    def collate(self, pairs: Sequence[PairIds]) -> Batch:
-        """`pairs` as this model takes them."""
-        return collate(pairs, pad_id=0, layout=self.layout)
 
     def forward(self, batch: DeviceBatch) -> Tensor:
         """Returns the rewards, float32 [R], in the order of `batch.places`."""
@@ -235,7 +226,7 @@ def _probe(wrapped: ResponseLogps, layout: Layout) -> list[Tensor]:
     """Scores of the probe pairs, and where the model is trained, a gradient that went back through its layers."""
     trained = [parameter for parameter in wrapped.model.parameters() if parameter.requires_grad]
     device = next(wrapped.model.parameters()).device
-    batch = to_device(collate(_PROBE_PAIRS, 0, layout), device)
+    batch = to_device(collate(_PROBE_PAIRS, layout), device)
     if not trained:
         return [wrapped(batch)]
     # The first of the smallest: the norm before the first layer's attention, as a rule. It alone: the gradient of a

@@ -112,7 +112,7 @@ def resolve(name: str, option: str, *, trust_remote_code: bool = False, weights:
     Args:
         name: what the user gave.
         option: the option it was given with, for messages.
-        weights: download the weights too.
+        weights: whether a hub model's weights are downloaded, or its small files alone.
 
     Raises:
         ModelError: there is no such model, or it is none.
@@ -145,7 +145,9 @@ def _download(name: str, option: str, trust_remote_code: bool, weights: bool) ->
             f"{option} {name}: --trust-remote-code runs code from the hub",
             fix="pin it with NAME@REVISION, the full 40-digit commit hash that you have read",
         )
-    wanted = [*_WANTED_FILES, "*.py"] if trust_remote_code else _WANTED_FILES
+    wanted = _WANTED_FILES if weights else ["*.json"]
+    if trust_remote_code:
+        wanted = [*wanted, "*.py"]
     try:
         return Path(
             huggingface_hub.snapshot_download(
@@ -250,8 +252,12 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     attn_implementation: str | None = None,
+    quantization: Any = None,
 ) -> nn.Module:
     """The causal LM or token classifier of `source`, in evaluation mode.
+
+    Args:
+        quantization: a quantization configuration of transformers.
 
     Raises:
         ModelError: the weights do not load or leave parameters without a value.
@@ -261,7 +267,9 @@ def load_model(
     is_classifier = source.kind == "token-classification"
     auto = transformers.AutoModelForTokenClassification if is_classifier else transformers.AutoModelForCausalLM
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    if device.type != "cpu":
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    if device.type != "cpu" or quantization is not None:
         options["device_map"] = {"": device}
     try:
         model, info = auto.from_pretrained(

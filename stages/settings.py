@@ -5,7 +5,9 @@ The field docstrings are the help texts of the command line; `panel` groups them
 
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 
 class Settings(BaseModel):
@@ -15,7 +17,17 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
 
+    def to_yaml(self) -> str:
+        """All options with their values, in the form that --config reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
 
 def option(panel: str, default: Any = ..., **constraints: Any) -> Any:
     """A field shown under `panel` in the help; `constraints` are pydantic's (gt, ge, le …)."""
     return Field(default, json_schema_extra={"panel": panel}, **constraints)
+
+
+def panel_of(field: FieldInfo) -> str | None:
+    """The panel that a field was given by `option`."""
+    extra = field.json_schema_extra
+    return str(extra["panel"]) if isinstance(extra, dict) else None

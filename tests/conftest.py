@@ -23,6 +23,18 @@ def chat_models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return make_models(tmp_path_factory.mktemp("chat_models"), chat=True)
 
 
+@pytest.fixture(scope="session")
+def scored(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of twenty scored pairs of plain text, to be read only."""
+    from tgdpo import ScoreConfig, score
+
+    folder = tmp_path_factory.mktemp("scored")
+    rows = write_rows(folder / "pairs.jsonl", STANDARD_ROWS)
+    reference, guidance = str(models.reference), str(models.guidance)
+    score(ScoreConfig(dataset=str(rows), reference=reference, guidance=guidance, output=str(folder / "cache")))
+    return folder / "cache"
+
+
 @pytest.fixture
 def pairs_file(tmp_path: Path) -> Path:
     """Twenty pairs of plain text."""

@@ -131,3 +131,13 @@ class CliResult:
 
 
 Cli = Callable[..., CliResult]
+
+
+def records_of(run: Path) -> list[dict[str, Any]]:
+    """What a training run logged."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    """The weights of a saved policy, its adapter's included."""
+    return dict(transformers.AutoModelForCausalLM.from_pretrained(run).state_dict())

@@ -104,7 +104,7 @@ class ScoreConfig(Settings):
 
     plan: bool = option(PLAN, False)
     """Print what the run will take, and do nothing: pairs, tokens, disk, FLOPs, hours. No weights are loaded."""
-    gpu: Literal["a100", "h100", "h200", "b200", "l40s", "l4", "mi300x"] = option(PLAN, "h100")
+    gpu: str = option(PLAN, "H100")
     """Kind of GPU that --plan reckons with."""
     gpus: int = option(PLAN, 1, gt=0)
     """Number of GPUs that --plan reckons with."""

@@ -8,7 +8,7 @@ import random
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,11 @@ from ...data.preferences import Row
 from ...data.schema import write_parquet
 from ...errors import DataError, ModelError
 from ..console import meter, quiet_libraries
+from ..hardware import Gpu, ModelSize, forward_flops, gpu_named, size_of
 from ..models import ModelSource
 from .config import ScoreConfig
 from .engines import PairScores
 from .folder import OutputFolder
-from .gpus import GPUS, Gpu
 from .plan import ScorePlan, plan_score
 from .prepare import ShardBuilder, read_prepared
 from .shards import reference_table, shard_table
@@ -60,35 +60,30 @@ class Load:
         return replace(self, **numbers)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelSize:
-    """What of a model decides its cost. For mixtures of experts, `body` counts the experts that a token uses."""
+class Scorer(NamedTuple):
+    """A model as a plan sees it."""
 
     name: str
-    body: int
-    """Parameters that every token is multiplied with: neither embedding nor head."""
-    head: int
-    attention_channels: int
-    """Layers x attention heads x head dimension."""
-    weights: int
-    """Bytes of all parameters."""
+    size: ModelSize
+    dtype: torch.dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all parameters."""
+        return self.size.parameters * self.dtype.itemsize
 
     def flops(self, load: Load) -> float:
         """Of one pass over `load`."""
         tokens = load.prompt_tokens + load.response_tokens
-        return (
-            2.0 * self.body * tokens
-            + 2.0 * self.head * load.response_tokens
-            + 4.0 * self.attention_channels * load.attended
-        )
+        return forward_flops(self.size, tokens=tokens, head_tokens=load.response_tokens, attended=load.attended)
 
 
 def gpu_hours(flops: float, gpu: Gpu, utilisation: float) -> float:
     """Hours of one GPU."""
-    return flops / (gpu.peak * utilisation) / 3600
+    return flops / (gpu.flops * utilisation) / 3600
 
 
-def model_size(source: ModelSource, dtype: torch.dtype) -> ModelSize:
+def scorer(source: ModelSource, dtype: torch.dtype) -> Scorer:
     """Counts the parameters of a model that is made without memory.
 
     Raises:
@@ -106,27 +101,7 @@ def model_size(source: ModelSource, dtype: torch.dtype) -> ModelSize:
             model = auto.from_config(config, trust_remote_code=source.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         raise ModelError(f"{source.name}: its size cannot be told ({error})", fix="check its config.json") from error
-    return size_of(source.name, model, config.get_text_config(), dtype)
-
-
-def size_of(name: str, model: Any, config: Any, dtype: torch.dtype) -> ModelSize:
-    """The size of a model by its (meta) parameters and its text configuration."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    embedding = model.get_input_embeddings().weight
-    output = model.get_output_embeddings()
-    head = output.weight.numel() if output is not None else 0
-    is_tied = output is not None and output.weight is embedding
-    experts = sum(parameter.numel() for name, parameter in model.named_parameters() if ".experts." in name)
-    count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    idle = experts * (1 - config.num_experts_per_tok / count) if experts and count else 0
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return ModelSize(
-        name=name,
-        body=round(total - embedding.numel() - (0 if is_tied else head) - idle),
-        head=head,
-        attention_channels=config.num_hidden_layers * config.num_attention_heads * width,
-        weights=total * dtype.itemsize,
-    )
+    return Scorer(source.name, size_of(model), dtype)
 
 
 def estimate(config: ScoreConfig) -> str:
@@ -140,14 +115,14 @@ def estimate(config: ScoreConfig) -> str:
     load = _prepared_load(plan) or _sampled_load(plan)
     guide = plan.guidance_base or plan.guidance
     passes = {"reference": plan.reference} | ({"guidance": guide} if guide else {})
-    sizes = {role: model_size(source, plan.dtype) for role, source in passes.items()}
-    return describe(load, sizes, config)
+    scorers = {role: scorer(source, plan.dtype) for role, source in passes.items()}
+    return describe(load, scorers, config)
 
 
-def describe(load: Load, sizes: dict[str, ModelSize], config: ScoreConfig) -> str:
+def describe(load: Load, scorers: dict[str, Scorer], config: ScoreConfig) -> str:
     """One line per figure."""
-    gpu = GPUS[config.gpu]
-    hours = {role: gpu_hours(size.flops(load), gpu, config.utilisation) for role, size in sizes.items()}
+    gpu = gpu_named(config.gpu)
+    hours = {role: gpu_hours(model.flops(load), gpu, config.utilisation) for role, model in scorers.items()}
     total = sum(hours.values())
     lines = [
         ("pairs", f"{load.pairs:,} ({load.source})"),
@@ -155,20 +130,21 @@ def describe(load: Load, sizes: dict[str, ModelSize], config: ScoreConfig) -> st
         ("shards", f"{-(-load.pairs // config.pairs_per_shard):,} of {config.pairs_per_shard:,} rows"),
         ("disk", f"{byte_text(load.cache_bytes)} cache, {byte_text(load.work_bytes)} more until it is finished"),
     ]
-    for role, size in sizes.items():
-        fits = -(-size.weights // round(0.9 * gpu.memory))
+    for role, model in scorers.items():
+        fits = -(-model.weight_bytes // round(0.9 * gpu.memory))
+        active = model.size.active_parameters + model.size.head
         lines.append(
             (
                 role,
-                f"{size.name}: {_count(size.body + size.head)} parameters a token, weights {byte_text(size.weights)} "
-                f"({_plural(fits, 'GPU')} or more), {size.flops(load):.3g} FLOPs, {hours[role]:,.3g} GPU hours",
+                f"{model.name}: {_count(active)} parameters a token, weights {byte_text(model.weight_bytes)} "
+                f"({_plural(fits, 'GPU')} or more), {model.flops(load):.3g} FLOPs, {hours[role]:,.3g} GPU hours",
             )
         )
     lines.append(
         (
             "time",
             f"{_duration(total / config.gpus)} on {config.gpus} x {gpu.name} at {config.utilisation:.0%} of "
-            f"{gpu.peak / 1e12:.0f} TFLOP/s, {total:,.3g} GPU hours",
+            f"{gpu.flops / 1e12:.0f} TFLOP/s, {total:,.3g} GPU hours",
         )
     )
     if config.gpu_price is not None:

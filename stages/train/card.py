@@ -1,10 +1,13 @@
 """The model card of a trained policy."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from ...data.cache import RewardCache
-from .config import TrainConfig
+from ..settings import panel_of
+from .config import BATCH, LORA, LOSS, OPTIMIZER, TrainConfig
+from .losses import LOSSES
 
 _CITATION = """```bibtex
 @inproceedings{zhu2025tgdpo,
@@ -20,14 +23,14 @@ _CITATION = """```bibtex
 def write_card(folder: Path, config: TrainConfig, cache: RewardCache, summary: dict[str, Any]) -> None:
     """Writes README.md: what the model was trained from, with which settings, and the last metrics."""
     manifest = cache.manifest
-    settings = ["beta"] + (["alpha", "beta_r", "f_shape", "f_clip"] if config.loss == "tgdpo" else [])
-    settings += ["label_smoothing", "learning_rate", "lr_scheduler", "warmup_ratio", "batch_size", "seed", "lora_rank"]
-    rows = [f"| {name} | {getattr(config, name)} |" for name in settings]
+    rows = [f"| {name} | {value} |" for name, value in _settings(config).items()]
     metrics = [f"| {name} | {value:.6g} |" for name, value in summary.items() if isinstance(value, float)]
     text = [
         "---",
-        "library_name: transformers",
-        f"tags: [tgdpo, {config.loss}, preference-optimization]",
+        f"library_name: {'peft' if config.lora_rank else 'transformers'}",
+        *_base_model(config),
+        "pipeline_tag: text-generation",
+        f"tags: [{', '.join(dict.fromkeys(['tgdpo', config.loss, 'preference-optimization']))}]",
         "---",
         "",
         f"# {folder.name}",
@@ -41,6 +44,7 @@ def write_card(folder: Path, config: TrainConfig, cache: RewardCache, summary: d
         f"| reference | {manifest.reference} |",
         f"| guidance | {manifest.guidance or 'none'} |",
         f"| token rewards | {manifest.reward_kind} |",
+        f"| cache_sha256 | `{cache.content_hash}` |",
         *(
             f"| {name} | `{manifest.fingerprint[name]}` |"
             for name in ("dataset_sha256", "reference_sha256", "guidance_sha256")
@@ -58,3 +62,32 @@ def write_card(folder: Path, config: TrainConfig, cache: RewardCache, summary: d
         "",
     ]
     (folder / "README.md").write_text("\n".join(text))
+
+
+def _base_model(config: TrainConfig) -> list[str]:
+    """The line that links the card to its base; the hub refuses a path there."""
+    name = config.model.partition("@")[0]
+    is_on_hub = not Path(config.model).expanduser().exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+    return [f"base_model: {name}"] if is_on_hub else []
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """What decided the result: the main settings, and every other that is not at its default and not idle."""
+    main = [
+        "loss",
+        *LOSSES[config.loss].options,
+        "learning_rate",
+        "lr_scheduler",
+        "warmup_ratio",
+        "batch_size",
+        "seed",
+        "lora_rank",
+    ]
+    others = [
+        name
+        for name, field in TrainConfig.model_fields.items()
+        if panel_of(field) in (LOSS, OPTIMIZER, BATCH, LORA)
+        and name not in (*main, *config.idle)
+        and getattr(config, name) != field.default
+    ]
+    return {name: getattr(config, name) for name in main + others}

@@ -120,7 +120,9 @@ def _mark(folder: Path, state: dict[str, Any]) -> None:
         sync(path)
     files = {str(path.relative_to(folder)): path.stat().st_size for path in paths}
     marker = folder / MARKER
-    marker.write_text(json.dumps({"state_version": STATE_VERSION} | state | {"files": files}, indent=1))
+    content = {"state_version": STATE_VERSION} | state | {"files": files}
+    # A learning rate may be a tensor.
+    marker.write_text(json.dumps(content, indent=1, default=float))
     for path in (marker, *(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(path)
 

@@ -7,13 +7,14 @@ from pydantic import field_validator, model_validator
 from ..settings import Settings, option
 from .losses import LOSS_OPTIONS, LOSSES
 
-IN_OUT, LOSS, OPTIMIZER, BATCH, LORA, LOGGING = (
+IN_OUT, LOSS, OPTIMIZER, BATCH, LORA, LOGGING, HUB = (
     "Input and output",
     "Loss",
     "Optimizer",
     "Batches and memory",
     "LoRA",
     "Logging, evaluation, checkpoints",
+    "Hugging Face hub",
 )
 
 
@@ -56,13 +57,34 @@ class TrainConfig(Settings):
     """sepo: share of a response's tokens that counts."""
 
     learning_rate: float = option(OPTIMIZER, 7e-7, gt=0)
-    """Peak learning rate of AdamW. With --lora-rank, ten times as much is usual."""
+    """Peak learning rate. With --lora-rank, ten times as much is usual."""
     lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial"] = option(
         OPTIMIZER, "cosine"
     )
     """Learning rate schedule of transformers."""
     warmup_ratio: float = option(OPTIMIZER, 0.1, ge=0, le=1)
     """Share of the steps over which the learning rate rises."""
+    optim: Literal[
+        "adamw_torch_fused",
+        "adamw_torch",
+        "adafactor",
+        "sgd",
+        "adamw_8bit",
+        "adamw_bnb_8bit",
+        "paged_adamw_8bit",
+        "paged_adamw_32bit",
+        "lion_8bit",
+        "lion_32bit",
+        "paged_lion_8bit",
+        "paged_lion_32bit",
+        "adamw_torch_8bit",
+        "adamw_torch_4bit",
+    ] = option(OPTIMIZER, "adamw_torch_fused")
+    """Optimizer, by transformers' names: 8-bit, paged and lion ones are bitsandbytes', adamw_torch_8bit and _4bit
+    torchao's."""
+    stochastic_rounding: bool = option(OPTIMIZER, False)
+    """Round updates of bfloat16 weights up or down by chance (torchao), so that small ones are not lost; needs --dtype
+    bfloat16 and an adamw_torch optimizer."""
     weight_decay: float = option(OPTIMIZER, 0.0, ge=0)
     """Weight decay; norms and biases are left out."""
     adam_beta1: float = option(OPTIMIZER, 0.9, ge=0, lt=1)
@@ -73,6 +95,11 @@ class TrainConfig(Settings):
     """Epsilon of AdamW."""
     max_grad_norm: float = option(OPTIMIZER, 1.0, ge=0)
     """Gradients are scaled down to this norm; 0 switches that off."""
+    convergence_loss: float | None = option(OPTIMIZER, None, gt=0)
+    """Stop when the moving average of the loss falls below this, before --epochs are over; the paper trains to
+    convergence with 0.1 (section 5.3). Default: train all steps."""
+    convergence_window: int = option(OPTIMIZER, 10, gt=0)
+    """Optimizer steps of that moving average."""
     seed: int = option(OPTIMIZER, 42, ge=0, lt=2**32)
     """Seed of order, evaluation split, LoRA weights and dropout."""
 
@@ -82,9 +109,9 @@ class TrainConfig(Settings):
     """Stop after N optimizer steps, whatever --epochs says."""
     batch_size: int = option(BATCH, 128, gt=0)
     """Pairs of one optimizer step, over all processes."""
-    batch_tokens: int = option(BATCH, 8192, gt=0)
+    batch_tokens: int | None = option(BATCH, None, gt=0)
     """Tokens of one forward and backward pass of a process, padding included; gradients are accumulated over a step's
-    passes."""
+    passes. Default: 8192, which grows on a single GPU until a pass fills its memory."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = option(BATCH, None)
     """Dtype of the weights; auto takes the checkpoint's own. Default: float32, which small learning rates need; with
     --lora-rank auto, since the adapter is in float32 anyway."""
@@ -109,6 +136,21 @@ class TrainConfig(Settings):
     """Dropout on LoRA's input."""
     lora_target_modules: tuple[str, ...] = option(LORA, ("all-linear",))
     """Modules that get an adapter; all-linear is every linear layer but the head. Repeatable."""
+    lora_modules_to_save: tuple[str, ...] = option(LORA, ())
+    """Modules that are trained in full and saved with the adapter, such as lm_head. Repeatable."""
+    use_rslora: bool = option(LORA, False)
+    """Scale by alpha / sqrt(rank) (rank-stabilized LoRA) instead of alpha / rank."""
+    use_dora: bool = option(LORA, False)
+    """Train magnitude and direction of the weights apart (DoRA)."""
+    load_in_4bit: bool = option(LORA, False)
+    """Quantise the policy's own weights to 4 bits as they are loaded (QLoRA, bitsandbytes). It then starts beside the
+    reference, not at it, by the error of quantisation."""
+    load_in_8bit: bool = option(LORA, False)
+    """The same with 8 bits."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = option(LORA, "nf4")
+    """Type of the 4-bit numbers."""
+    use_bnb_nested_quant: bool = option(LORA, False)
+    """Quantise the constants of 4-bit quantisation too."""
 
     logging_steps: int = option(LOGGING, 10, gt=0)
     """Log every N steps; the first and the last step are always logged."""
@@ -125,13 +167,31 @@ class TrainConfig(Settings):
     from either. Default: what accelerate's configuration file says, else full."""
     log_pairs: bool = option(LOGGING, False)
     """Write pairs.jsonl, the pairs that each step trained on."""
-    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = option(LOGGING, ())
-    """Trackers that get the metrics, besides metrics.jsonl. Repeatable."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "none"], ...] = option(LOGGING, ())
+    """Trackers that get the metrics, besides metrics.jsonl; none is the default. Repeatable."""
+    project: str | None = option(LOGGING, None)
+    """Project of the trackers. Default: the environment's WANDB_PROJECT, else tgdpo."""
+    run_name: str | None = option(LOGGING, None)
+    """Name of the run in the trackers. Default: the output folder's."""
+
+    push_to_hub: bool = option(HUB, False)
+    """Upload the policy and its card when the run is finished, with the token of hf auth login or HF_TOKEN."""
+    hub_model_id: str | None = option(HUB, None)
+    """Repository to push to, NAME or ORGANISATION/NAME. Default: the output folder's name."""
+    hub_private_repo: bool = option(HUB, False)
+    """Make the repository private where it is made."""
+
+    @field_validator("report_to")
+    @classmethod
+    def _none_alone(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        if "none" in trackers and len(trackers) > 1:
+            raise ValueError("none goes with no other tracker")
+        return () if trackers == ("none",) else trackers
 
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_loss(cls, given: Any) -> Any:
-        objective = LOSSES.get(given.get("loss")) if isinstance(given, dict) else None
+        objective = LOSSES.get(str(given.get("loss"))) if isinstance(given, dict) else None
         return {**objective.defaults, **given} if objective else given
 
     @field_validator("loss")
@@ -145,6 +205,17 @@ class TrainConfig(Settings):
     def _options_fit_together(self) -> "TrainConfig":
         if self.eval_steps is not None and self.eval_fraction == 0:
             raise ValueError("--eval-steps without held-out pairs; set --eval-fraction above 0")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("--load-in-4bit and --load-in-8bit exclude each other; choose one")
+        if (self.load_in_4bit or self.load_in_8bit) and not self.lora_rank:
+            raise ValueError("quantised weights cannot be trained; set --lora-rank, or leave --load-in-… out")
+        if self.stochastic_rounding:
+            if self.dtype != "bfloat16" or self.lora_rank:
+                raise ValueError(
+                    "--stochastic-rounding is for bfloat16 weights; set --dtype bfloat16, without --lora-rank"
+                )
+            if not self.optim.startswith("adamw_torch"):
+                raise ValueError(f"--stochastic-rounding with --optim {self.optim}; use an adamw_torch one")
         return self
 
     @property
@@ -153,6 +224,19 @@ class TrainConfig(Settings):
         idle: dict[str, str] = {}
         idle |= dict.fromkeys(set(LOSS_OPTIONS) - set(LOSSES[self.loss].options), f"--loss {self.loss}")
         if self.lora_rank == 0:
-            idle |= dict.fromkeys(("lora_alpha", "lora_dropout", "lora_target_modules"), "--lora-rank 0")
+            lora = ("lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save")
+            idle |= dict.fromkeys((*lora, "use_rslora", "use_dora"), "--lora-rank 0")
+        if not self.push_to_hub:
+            idle |= dict.fromkeys(("hub_model_id", "hub_private_repo"), "no --push-to-hub")
+        if not self.report_to:
+            idle |= dict.fromkeys(("project", "run_name"), "no --report-to")
+        if not self.load_in_4bit:
+            idle |= dict.fromkeys(("bnb_4bit_quant_type", "use_bnb_nested_quant"), "no --load-in-4bit")
+        if self.optim in ("sgd", "adafactor"):
+            idle |= dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon"), f"--optim {self.optim}")
+        if "lion" in self.optim:
+            idle["adam_epsilon"] = f"--optim {self.optim}"
+        if self.convergence_loss is None:
+            idle["convergence_window"] = "no --convergence-loss"
         defaults = type(self).model_fields
         return {name: why for name, why in idle.items() if getattr(self, name) != defaults[name].default}

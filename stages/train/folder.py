@@ -45,6 +45,11 @@ _FREE_FIELDS = (
     "checkpoint_state",
     "log_pairs",
     "report_to",
+    "project",
+    "run_name",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
 )
 
 
@@ -91,8 +96,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         # The record first: a run that is killed between the two has trained nothing, and is known as one to start over.
         self._write_record(finished=False)
-        settings = yaml.safe_dump(self._config.model_dump(mode="json"), sort_keys=False)
-        replace(self._config_file, lambda path: path.write_text(settings))
+        replace(self._config_file, lambda path: path.write_text(self._config.to_yaml()))
         return step
 
     def _has_trained(self) -> bool:

@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import ModelError, UsageError
+from ...errors import ModelError
 from ..models import ModelSource, add_adapter, load_model, pick_dtype, resolve
 from .config import TrainConfig
+from .loaded import LoadedModel
+from .lora import with_lora
+from .quantization import keep_training_layout, quantization_config
 
 
 def load_policy(config: TrainConfig, source: ModelSource, device: torch.device, checkpoint: Path | None) -> Any:
@@ -21,10 +24,13 @@ def load_policy(config: TrainConfig, source: ModelSource, device: torch.device, 
     Raises:
         ModelError: it does not load.
     """
-    start = resolve(str(checkpoint), "checkpoint") if checkpoint and config.lora_rank == 0 else source
-    model = _load_merged(config, start, device)
-    if config.lora_rank:
-        model = _with_lora(config, model, checkpoint)
+    if isinstance(source, LoadedModel):
+        model = source.prepared(config, device, checkpoint)
+    else:
+        start = resolve(str(checkpoint), "checkpoint") if checkpoint and config.lora_rank == 0 else source
+        model = _load_merged(config, start, device)
+        if config.lora_rank:
+            model = with_lora(config, model, checkpoint)
     _switch_dropout_off(model, keep_lora=config.lora_dropout > 0)
     model.config.use_cache = False
     if config.gradient_checkpointing:
@@ -42,39 +48,19 @@ def _load_merged(config: TrainConfig, source: ModelSource, device: torch.device)
         base = resolve(source.base_name or "", f"--model {source.name} has the base")
     if base.kind != "causal-lm":
         raise ModelError(f"--model {source.name} is a {base.kind}", fix="name a causal language model")
+    dtype = pick_dtype(dtype_name, base)
     model: Any = load_model(
         base,
-        dtype=pick_dtype(dtype_name, base),
+        dtype=dtype,
         device=device,
         attn_implementation=config.attn_implementation,
+        quantization=quantization_config(config, dtype, device),
     )
+    keep_training_layout(model)
     if source.kind == "adapter":
         merged: Any = add_adapter(model, source)
         model = merged.merge_and_unload().requires_grad_(True)
     return model
-
-
-def _with_lora(config: TrainConfig, model: nn.Module, checkpoint: Path | None) -> Any:
-    import peft
-
-    if checkpoint:
-        return add_adapter(model, resolve(str(checkpoint), "checkpoint"), trainable=True)
-    torch.manual_seed(config.seed)
-    modules = config.lora_target_modules
-    lora = peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha or 2 * config.lora_rank,
-        lora_dropout=config.lora_dropout,
-        target_modules=modules[0] if modules == ("all-linear",) else list(modules),
-    )
-    try:
-        return peft.get_peft_model(model, lora)
-    except ValueError as error:
-        raise UsageError(
-            f"--lora-target-modules {' '.join(modules)} ({str(error).splitlines()[0]})",
-            fix="name modules of the model, such as q_proj, or all-linear",
-        ) from error
 
 
 def _switch_dropout_off(model: nn.Module, *, keep_lora: bool) -> None:

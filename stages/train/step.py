@@ -3,20 +3,34 @@
 Legend: B pairs, L response tokens of the longest response, R response tokens of all rows.
 """
 
+import math
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...data.cache import ScoredPair, Scores
-from ...data.packing import Layout, collate
+from ...data.packing import Batch, Layout, collate
 from ...errors import TrainingError
+from ..budget import TokenBudget
 from ..logps import to_device
-from .losses import Loss, LossSettings, ResponseTokens
+from .finite import NOT_FINITE_FIX, listed
+from .losses.types import Loss, LossSettings, ResponseTokens
 from .metrics import MetricSums
 from .parallel import Parallel
 from .split import Pass, split
+
+
+class Seen(NamedTuple):
+    """What a step has computed, over all processes."""
+
+    times: list[int]
+    """How often each pair of the batch was trained on."""
+    loss: float
+    """Mean over the pairs."""
 
 
 class StepRunner:
@@ -27,8 +41,9 @@ class StepRunner:
         forward: `ResponseLogps` of the policy, prepared by `parallel`.
         loss: the objective.
         settings: its hyperparameters.
-        batch_tokens: tokens of one pass, padding included.
+        budget: tokens of one pass, padding included; with several processes a fixed number.
         layout: how `forward` takes pairs.
+        per_token: the loss of a step is the mean over its chosen tokens, not over its pairs.
     """
 
     def __init__(
@@ -38,84 +53,115 @@ class StepRunner:
         loss: Loss,
         settings: LossSettings,
         *,
-        batch_tokens: int,
+        budget: TokenBudget,
         layout: Layout,
+        per_token: bool = False,
     ) -> None:
         self._parallel = parallel
         self._forward = forward
         self._loss = loss
         self._settings = settings
-        self._batch_tokens = batch_tokens
+        self._budget = budget
         self._layout = layout
+        self._per_token = per_token
 
-    def backward(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> list[int]:
-        """Accumulates the gradient of the mean loss over `pairs`, whatever passes and processes they are split into.
+    def backward(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> Seen:
+        """Computes the gradient of the mean loss over `pairs`, whatever passes and processes they are split into.
+
+        Where memory runs out on one process, all of it is done again in smaller passes.
 
         Args:
             pairs: the global batch, the same on every process.
             metrics: gets this process's pairs.
 
-        Returns:
-            How often each pair was trained on, over all processes.
-
         Raises:
-            TrainingError: the loss of a pair is not finite.
+            TrainingError: the loss of a pair is not finite, or a pass does not fit in memory.
         """
-        seen = torch.zeros(2, len(pairs), dtype=torch.int64, device=self._parallel.device)
-        passes = self._passes(pairs)
-        for number, one in enumerate(passes, 1):
-            with self._parallel.one_pass(self._forward, is_last=number == len(passes)):
-                losses = self._losses(pairs, one, metrics, seen)
-                weight = 1.0 if one.counts else 0.0
-                self._parallel.backward(losses.sum() * weight / len(pairs))
-        return self._seen_by_all(pairs, seen)
+        while True:
+            added = MetricSums()
+            try:
+                seen = self._over_passes(pairs, added, backward=True)
+            except torch.OutOfMemoryError:
+                self._forward.zero_grad(set_to_none=True)
+            else:
+                metrics.merge(added)
+                return seen
+            # Outside the handler, which would keep the failed pass's tensors alive.
+            torch.cuda.empty_cache()
 
     @torch.no_grad()
     def evaluate(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> None:
         """Adds this process's part of `pairs` to `metrics`."""
-        seen = torch.zeros(2, len(pairs), dtype=torch.int64, device=self._parallel.device)
         self._forward.eval()
-        for one in self._passes(pairs):
-            with self._parallel.one_pass(self._forward, is_last=True):
-                self._losses(pairs, one, metrics, seen)
+        self._over_passes(pairs, metrics, backward=False)
         self._forward.train()
-        self._seen_by_all(pairs, seen)
+
+    def _over_passes(self, pairs: Sequence[ScoredPair], metrics: MetricSums, *, backward: bool) -> Seen:
+        seen = torch.zeros(3, len(pairs), device=self._parallel.device)
+        passes = self._passes(pairs)
+        for number, one in enumerate(passes, 1):
+            is_last = not backward or number == len(passes)
+            batch = collate([pairs[i].ids for i in one.pairs], self._layout)
+            # Evaluation takes less memory a token, which says nothing about training.
+            spent = self._budget.spent(batch.input_ids.size) if backward else nullcontext()
+            try:
+                with spent, self._parallel.one_pass(self._forward, is_last=is_last):
+                    losses = self._losses(pairs, one, batch, metrics, seen)
+                    if backward:
+                        weight = 1.0 if one.counts else 0.0
+                        self._parallel.backward(losses.sum() * weight / len(pairs))
+            except torch.OutOfMemoryError as error:
+                if backward and self._parallel.count == 1 and len(one.pairs) > 1:
+                    raise
+                raise self._too_large(batch, one, pairs) from error
+        return self._seen_by_all(pairs, seen)
+
+    def _too_large(self, batch: Batch, one: Pass, pairs: Sequence[ScoredPair]) -> TrainingError:
+        names = listed([pairs[i].pair_id for i in one.pairs])
+        smaller = "" if len(one.pairs) == 1 else "a smaller --batch-tokens, "
+        return TrainingError(
+            f"a pass of {batch.input_ids.size:,} tokens (pair_id {names}) does not fit in the memory of "
+            f"{self._parallel.device}",
+            fix=f"set {smaller}--gradient-checkpointing or --lora-rank, see tgdpo train --plan; checkpoints stay",
+        )
 
     def _passes(self, pairs: Sequence[ScoredPair]) -> list[Pass]:
         """This process's passes over the global batch."""
         return split(
             [pair.ids for pair in pairs],
             processes=self._parallel.count,
-            batch_tokens=self._batch_tokens,
+            batch_tokens=self._budget.limit(),
             layout=self._layout,
         )[self._parallel.rank]
 
-    def _seen_by_all(self, batch: Sequence[ScoredPair], seen: Tensor) -> list[int]:
-        times, not_finite = self._parallel.sum(seen).tolist()
+    def _seen_by_all(self, batch: Sequence[ScoredPair], seen: Tensor) -> Seen:
+        times, not_finite, losses = self._parallel.sum(seen).tolist()
         names = [pair.pair_id for pair, is_bad in zip(batch, not_finite, strict=True) if is_bad]
         if names:
             raise TrainingError(
-                f"the loss of {len(names)} pairs is not finite (pair_id {', '.join(names[:5])})",
-                fix="look at them with tgdpo inspect --pair; lower --learning-rate, or use --mixed-precision no",
+                f"the loss of {len(names)} pairs is not finite (pair_id {listed(names)})",
+                fix=f"look at them with tgdpo inspect --pair; {NOT_FINITE_FIX}",
             )
-        counts: list[int] = times
-        return counts
+        return Seen([int(count) for count in times], math.fsum(losses) / len(batch))
 
-    def _losses(self, batch: Sequence[ScoredPair], one: Pass, metrics: MetricSums, seen: Tensor) -> Tensor:
-        """Losses [B] of one pass. `seen` [2, pairs of the batch] counts the pairs, and those that are not finite."""
-        pairs = [batch[i] for i in one.pairs]
-        chosen, rejected = self._responses(pairs)
+    def _losses(
+        self, pairs: Sequence[ScoredPair], one: Pass, batch: Batch, metrics: MetricSums, seen: Tensor
+    ) -> Tensor:
+        """Losses [B] of one pass. `seen` [3, all pairs] gets how often, how often not finite, and the loss."""
+        chosen, rejected = self._responses([pairs[i] for i in one.pairs], batch)
         output = self._loss(chosen, rejected, self._settings)
+        if self._per_token:
+            tokens = sum(len(pair.ids.chosen) for pair in pairs)
+            output = output._replace(losses=output.losses * (len(pairs) / tokens))
         if one.counts:
-            seen[0, one.pairs] += 1
-            seen[1, one.pairs] += ~torch.isfinite(output.losses)
-            metrics.add(output, chosen, rejected, self._settings.beta)
+            losses = output.losses.detach()
+            seen[:, one.pairs] += torch.stack([torch.ones_like(losses), (~torch.isfinite(losses)).float(), losses])
+            metrics.add(output, chosen, rejected)
         return output.losses
 
-    def _responses(self, pairs: Sequence[ScoredPair]) -> tuple[ResponseTokens, ResponseTokens]:
+    def _responses(self, pairs: Sequence[ScoredPair], batch: Batch) -> tuple[ResponseTokens, ResponseTokens]:
         """Forward of one pass: chosen and rejected."""
         device = self._parallel.device
-        batch = collate([pair.ids for pair in pairs], 0, self._layout)
         logps_R = self._forward(to_device(batch, device))
         lengths = torch.from_numpy(batch.response_lengths).to(device)
         mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]

@@ -106,11 +106,15 @@ def train_values(cache: Path, models: Models, output: Path) -> Values:
         "learning_rate": 1e-05,
         "lr_scheduler": "linear",
         "warmup_ratio": 0.2,
+        "optim": "adamw_torch",
+        "stochastic_rounding": False,
         "weight_decay": 0.01,
         "adam_beta1": 0.8,
         "adam_beta2": 0.95,
         "adam_epsilon": 1e-06,
         "max_grad_norm": 0.5,
+        "convergence_loss": 0.01,
+        "convergence_window": 5,
         "seed": 7,
         "epochs": 2.0,
         "max_steps": 2,
@@ -126,6 +130,13 @@ def train_values(cache: Path, models: Models, output: Path) -> Values:
         "lora_alpha": 3.0,
         "lora_dropout": 0.1,
         "lora_target_modules": ["q_proj", "v_proj"],
+        "lora_modules_to_save": ["lm_head"],
+        "use_rslora": True,
+        "use_dora": True,
+        "load_in_4bit": False,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": "fp4",
+        "use_bnb_nested_quant": True,
         "logging_steps": 1,
         "eval_fraction": 0.2,
         "eval_steps": 1,
@@ -134,6 +145,11 @@ def train_values(cache: Path, models: Models, output: Path) -> Values:
         "checkpoint_state": "sharded",
         "log_pairs": True,
         "report_to": ["tensorboard"],
+        "project": "a-project",
+        "run_name": "a-name",
+        "push_to_hub": False,
+        "hub_model_id": "a-model",
+        "hub_private_repo": True,
     }
 
 
@@ -184,8 +200,31 @@ class TestEveryOption:
         else:
             other = {name: field.default for name, field in TrainConfig.model_fields.items() if not field.is_required()}
             other |= {"cache": "nowhere", "model": "nothing", "output": "none", "lora_target_modules": "all-linear"}
+            other |= {"lora_modules_to_save": []}
             ok("train", "--config", write_yaml(tmp_path / "train.yaml", other | {"report_to": []}), *as_flags(values))
         assert resolved(tmp_path / "run") == values
+
+
+class TestDryRun:
+    """--dry-run prints what --config reads, and touches nothing."""
+
+    def test_of_train(self, ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:
+        values = train_values(cache, models, tmp_path / "run")
+        printed = ok("train", *as_flags(values), "--dry-run").stdout
+        assert yaml.safe_load(printed) == values
+        (tmp_path / "printed.yaml").write_text(printed)
+        assert ok("train", "--config", tmp_path / "printed.yaml", "--dry-run").stdout == printed
+        assert not (tmp_path / "run").exists()
+
+    def test_of_score(self, ok: Cli, tmp_path: Path) -> None:
+        result = ok("score", "--dataset", "nothing", "--reference", "none", "--output", tmp_path / "c", "--dry-run")
+        assert yaml.safe_load(result.stdout)["max_length"] == ScoreConfig.model_fields["max_length"].default
+        assert result.stderr == ""
+        assert not (tmp_path / "c").exists()
+
+    def test_a_wrong_value_is_still_refused(self, run_cli: Cli) -> None:
+        result = run_cli("train", "--cache", "c", "--model", "m", "--output", "o", "--beta", -1, "--dry-run")
+        assert (result.code, result.stdout) == (2, "")
 
 
 class TestFile:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ....data.packing import batches
+from ....data.packing import batches, collate
 from ....data.tokenization import PairIds
 from ....errors import ModelError
 from ...budget import token_budget
@@ -74,7 +74,7 @@ class TransformersEngine(Engine):
 
     @torch.inference_mode()
     def _score_batch(self, pairs: Sequence[PairIds]) -> list[PairScores]:
-        batch = self._forward.collate(pairs)
+        batch = collate(pairs, self._forward.layout)
         try:
             with self._budget.spent(batch.input_ids.size), self._adapter_state():
                 flat = self._forward(to_device(batch, self.device)).cpu().numpy()

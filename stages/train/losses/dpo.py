@@ -97,7 +97,7 @@ def _f(side: ResponseTokens, sign: int, settings: LossSettings) -> Tensor:
     """1 + alpha g(r_t) or 1 - alpha g(r_t), [B, L]; 1 under the padding."""
     beta_r = settings.beta if settings.beta_r is None else settings.beta_r
     # Response by response: a shape may compare a response's tokens with one another.
-    rewards = (beta_r * side.rewards.detach())[side.completion_mask].split(side.lengths.tolist())
+    rewards = torch.split((beta_r * side.rewards.detach())[side.completion_mask], side.lengths.tolist())
     f = _ones(side)
     f[side.completion_mask] += sign * settings.alpha * torch.cat([settings.shape(row) for row in rewards]).to(f)
     return f if settings.f_clip is None else f.clamp(1 - settings.f_clip, 1 + settings.f_clip)

@@ -20,16 +20,16 @@ layouts = st.sampled_from(["packed", "padded"])
 def test_batches_hold_every_pair_once_within_the_budget(pairs: list[PairIds], budget: int, layout: Layout) -> None:
     groups = list(batches(pairs, lambda: budget, layout))
     assert sorted(index for group in groups for index in group) == list(range(len(pairs)))
-    sizes = [collate([pairs[index] for index in group], 0, layout).input_ids.size for group in groups]
+    sizes = [collate([pairs[index] for index in group], layout).input_ids.size for group in groups]
     assert all(size <= budget or len(group) == 1 for size, group in zip(sizes, groups, strict=True))
     # Longest first, so that what does not fit in memory fails at once and not after hours.
-    alone = [collate([pairs[index]], 0, layout).input_ids.size for group in groups for index in group]
+    alone = [collate([pairs[index]], layout).input_ids.size for group in groups for index in group]
     assert alone == sorted(alone, reverse=True)
 
 
 @given(pair_lists)
 def test_a_packed_row_has_no_padding_and_every_prompt_once(pairs: list[PairIds]) -> None:
-    batch = collate(pairs, 0, "packed")
+    batch = collate(pairs, "packed")
     assert batch.attention_mask is None
     assert batch.spans is not None
     row, positions = batch.input_ids[0].tolist(), batch.position_ids[0].tolist()
@@ -49,7 +49,7 @@ def test_a_packed_row_has_no_padding_and_every_prompt_once(pairs: list[PairIds])
 def test_each_response_token_is_predicted_by_the_one_before_it_in_its_sequence(
     pairs: list[PairIds], layout: Layout
 ) -> None:
-    batch = collate(pairs, 0, layout)
+    batch = collate(pairs, layout)
     tokens, positions = batch.input_ids.ravel(), batch.position_ids.ravel()
     responses = [response for pair in pairs for response in (pair.chosen, pair.rejected)]
     assert tokens[batch.places].tolist() == [token for response in responses for token in response]
@@ -59,14 +59,14 @@ def test_each_response_token_is_predicted_by_the_one_before_it_in_its_sequence(
     assert (positions[batch.predicting] + 1 == positions[batch.places]).all()
 
 
-@given(pair_lists, st.integers(100, 105))
-def test_padded_rows_are_the_naive_construction(pairs: list[PairIds], pad_id: int) -> None:
+@given(pair_lists)
+def test_padded_rows_are_the_naive_construction(pairs: list[PairIds]) -> None:
     rows = [[*pair.prompt, *response] for pair in pairs for response in (pair.chosen, pair.rejected)]
     width = max(map(len, rows))
-    batch = collate(pairs, pad_id, "padded")
+    batch = collate(pairs, "padded")
     assert batch.spans is None
     assert batch.attention_mask is not None
-    assert batch.input_ids.tolist() == [row + [pad_id] * (width - len(row)) for row in rows]
+    assert batch.input_ids.tolist() == [row + [0] * (width - len(row)) for row in rows]
     assert batch.attention_mask.tolist() == [[1] * len(row) + [0] * (width - len(row)) for row in rows]
     assert batch.position_ids.tolist() == [list(range(width))] * len(rows)
 
@@ -104,5 +104,5 @@ EXAMPLE = PairIds(*(np.array(part, np.int32) for part in ([5, 6], [7, 2], [8, 9,
     ],
 )
 def test_the_example_of_the_docstring(layout: Layout, expected: dict[str, Any]) -> None:
-    batch = collate([EXAMPLE], 0, layout)._asdict()
+    batch = collate([EXAMPLE], layout)._asdict()
     assert {name: part.tolist() if isinstance(part, np.ndarray) else part for name, part in batch.items()} == expected

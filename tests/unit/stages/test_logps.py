@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import flex_attention as torch_flex
 
-from tgdpo.data.packing import Layout
+from tgdpo.data.packing import Layout, collate
 from tgdpo.data.tokenization import PairIds
 from tgdpo.stages import flex, head, logps
 from tgdpo.stages.attention import SHARED_PROMPT, SHARED_PROMPT_FLEX
@@ -51,7 +51,7 @@ pairs_strategy = st.lists(st.builds(PairIds, prompt=_ids, chosen=_ids, rejected=
 
 def forward(model: Any, pairs: list[PairIds], layout: Layout | None = None) -> torch.Tensor:
     wrapped = ResponseLogps(model, layout)
-    return wrapped(to_device(wrapped.collate(pairs), torch.device("cpu")))  # type: ignore[no-any-return]
+    return wrapped(to_device(collate(pairs, wrapped.layout), torch.device("cpu")))  # type: ignore[no-any-return]
 
 
 COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, "initializer_range": 0.2}
@@ -107,7 +107,7 @@ def test_packed_pairs_score_as_one_sequence_at_a_time(
     plain, wrapped = packed_model
     assert wrapped.layout == "packed"
     with torch.no_grad():
-        found = wrapped(to_device(wrapped.collate(pairs), torch.device("cpu")))
+        found = wrapped(to_device(collate(pairs, wrapped.layout), torch.device("cpu")))
         torch.testing.assert_close(found, naive(plain, pairs), atol=1e-5, rtol=0)
 
 
@@ -118,7 +118,7 @@ def test_layers_that_cannot_run_a_packed_row_are_found_out(config: Any) -> None:
     assert wrapped.fallbacks == ["its layers cannot run packed pairs, so rows are padded"]
     pairs = [PairIds(*(np.arange(n, dtype=np.int32) for n in lengths)) for lengths in ((4, 6, 5), (9, 1, 2))]
     with torch.no_grad():
-        found = wrapped(to_device(wrapped.collate(pairs), torch.device("cpu")))
+        found = wrapped(to_device(collate(pairs, wrapped.layout), torch.device("cpu")))
         torch.testing.assert_close(found, naive(make(config), pairs), atol=1e-5, rtol=0)
 
 
@@ -137,7 +137,7 @@ def test_flex_attention_scores_as_one_sequence_at_a_time(config: Any) -> None:
     rng = np.random.default_rng(0)
     pairs = [PairIds(*(rng.integers(0, VOCABULARY, n).astype(np.int32) for n in (5, 9, 3))) for _ in range(3)]
     with torch.no_grad():
-        found = wrapped(to_device(wrapped.collate(pairs), torch.device("cpu")))
+        found = wrapped(to_device(collate(pairs, wrapped.layout), torch.device("cpu")))
         torch.testing.assert_close(found, naive(make(config), pairs), atol=1e-5, rtol=0)
 
 
@@ -189,7 +189,7 @@ def test_an_adapter_on_body_and_head() -> None:
     wrapped = ResponseLogps(model)
     assert wrapped.runs_head_apart
     with torch.no_grad():
-        batch = to_device(wrapped.collate(pairs), torch.device("cpu"))
+        batch = to_device(collate(pairs, wrapped.layout), torch.device("cpu"))
         adapted = wrapped(batch)
         with model.disable_adapter():
             assert not torch.allclose(wrapped(batch), adapted, atol=1e-3)
@@ -222,7 +222,7 @@ def test_a_head_that_is_not_understood_is_detected() -> None:
     assert not wrapped.runs_head_apart
     pairs = [PairIds(*(np.arange(n, dtype=np.int32) for n in (4, 6, 5)))]
     with torch.no_grad():
-        found = wrapped(to_device(wrapped.collate(pairs), torch.device("cpu")))
+        found = wrapped(to_device(collate(pairs, wrapped.layout), torch.device("cpu")))
         expected = naive(lambda ids: model(input_ids=ids), pairs)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 

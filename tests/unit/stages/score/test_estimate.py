@@ -9,10 +9,10 @@ from support import STANDARD_ROWS, Models, make_tokenizer, write_rows
 from torch.utils.flop_counter import FlopCounterMode
 
 from tgdpo.pipeline.configuration import build
+from tgdpo.stages.hardware import GPUS, size_of
 from tgdpo.stages.models import resolve
 from tgdpo.stages.score.config import ScoreConfig
-from tgdpo.stages.score.estimate import Load, describe, estimate, gpu_hours, model_size, size_of
-from tgdpo.stages.score.gpus import GPUS
+from tgdpo.stages.score.estimate import Load, Scorer, describe, estimate, gpu_hours, scorer
 from tgdpo.stages.score.run import score
 
 SMALL = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
@@ -41,41 +41,27 @@ def test_flops_are_those_of_a_forward(config: transformers.PretrainedConfig) -> 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(input_ids=torch.zeros(1, T, dtype=torch.long), use_cache=False)
     biases_and_norms = sum(p.numel() for p in model.parameters() if p.dim() == 1)
-    size = size_of("a", model, config, torch.float32)
-    expected = size.flops(load(chosen_tokens=T, attended=T * T))
+    expected = Scorer("a", size_of(model), torch.float32).flops(load(chosen_tokens=T, attended=T * T))
     assert counter.get_total_flops() == pytest.approx(expected - 2 * T * biases_and_norms, rel=0.002)
-
-
-def test_a_mixture_counts_the_experts_that_a_token_uses() -> None:
-    dense, four = (
-        size_of("a", transformers.AutoModelForCausalLM.from_config(config), config, torch.bfloat16)
-        for config in (
-            transformers.MixtralConfig(**SMALL, num_local_experts=2, num_experts_per_tok=2),
-            transformers.MixtralConfig(**SMALL, num_local_experts=8, num_experts_per_tok=2),
-        )
-    )
-    router = 3 * 32 * (8 - 2)
-    assert four.body == dense.body + router
-    assert four.weights > 2 * dense.weights
 
 
 def test_a_size_without_weights(models: Models) -> None:
     source = resolve(str(models.reference), "--reference")
     real = transformers.AutoModelForCausalLM.from_pretrained(models.reference)
-    size = model_size(source, torch.bfloat16)
-    assert size == size_of(source.name, real, real.config, torch.bfloat16)
-    assert size.weights == 2 * sum(parameter.numel() for parameter in real.parameters())
+    found = scorer(source, torch.bfloat16)
+    assert found == Scorer(source.name, size_of(real), torch.bfloat16)
+    assert found.weight_bytes == 2 * sum(parameter.numel() for parameter in real.parameters())
 
 
 def test_hours_and_cost() -> None:
     """8e9 parameters, 1e9 tokens: 1.6e19 FLOPs, at 40 % of 989e12 FLOP/s 11.2 hours of one GPU."""
     real = transformers.LlamaConfig(**SMALL)
-    size = size_of("guide", transformers.AutoModelForCausalLM.from_config(real), real, torch.bfloat16)
-    size = type(size)(**(vars(size) | {"body": 8 * 10**9, "head": 0, "attention_channels": 0}))
-    hours = gpu_hours(size.flops(load(prompt_tokens=10**9)), GPUS["h100"], 0.4)
+    size = size_of(transformers.AutoModelForCausalLM.from_config(real))
+    guide = Scorer("guide", size._replace(active_parameters=8 * 10**9, head=0, attention_width=0), torch.bfloat16)
+    hours = gpu_hours(guide.flops(load(prompt_tokens=10**9)), GPUS["H100"], 0.4)
     assert hours == pytest.approx(1.6e19 / (989e12 * 0.4) / 3600)
-    config = build(ScoreConfig, {"dataset": "d", "output": "o", "plan": True, "gpus": 4, "gpu_price": 2})
-    text = describe(load(prompt_tokens=10**9, pairs=9000), {"reference": size}, config)
+    config = build(ScoreConfig, {"dataset": "d", "output": "o", "plan": True, "gpu": "h100", "gpus": 4, "gpu_price": 2})
+    text = describe(load(prompt_tokens=10**9, pairs=9000), {"reference": guide}, config)
     assert "2.8 hours on 4 x H100" in text
     assert f"{2 * hours:,.2f} at 2 a GPU hour" in text
     assert "2 of 8,192 rows" in text
