@@ -53,6 +53,11 @@ class TrainConfig(Settings):
     """ld-dpo: weight of tokens past the length of the pair's shorter response."""
     d2po_gamma: float = option(LOSS, 0.98, gt=0, le=1)
     """d2po: token t, counted from 0, weighs this to the power of t."""
+    reference: str | None = option(LOSS, None)
+    """tdpo1, tdpo2: the reference, which these alone keep in memory beside the policy, with a forward pass of its own
+    every step, since they compare whole distributions. Must be the model that scored the cache."""
+    tdpo_alpha: float = option(LOSS, 0.5, ge=0)
+    """tdpo2: weight of the difference in KL."""
     sepo_ratio: float = option(LOSS, 0.3, gt=0, le=1)
     """sepo: share of a response's tokens that counts."""
 
@@ -216,6 +221,12 @@ class TrainConfig(Settings):
                 )
             if not self.optim.startswith("adamw_torch"):
                 raise ValueError(f"--stochastic-rounding with --optim {self.optim}; use an adamw_torch one")
+        return self
+
+    @model_validator(mode="after")
+    def _reference_is_named(self) -> "TrainConfig":
+        if LOSSES[self.loss].needs_reference and self.reference is None:
+            raise ValueError(f"--loss {self.loss} needs the reference's distributions; name it with --reference")
         return self
 
     @property

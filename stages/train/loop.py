@@ -35,6 +35,7 @@ from .order import PairOrder
 from .parallel import Parallel
 from .policy import load_policy, parameter_groups, save_policy
 from .progress import status
+from .reference import LogpsAndKl, Reference
 from .state import SHARDED, full_weights, load_optimizer, load_sharded, save_optimizer, save_sharded
 from .step import StepRunner
 from .trackers import Reporter
@@ -82,8 +83,10 @@ class TrainRun:
         config = self.config
         causal_lm = self.policy.get_base_model() if hasattr(self.policy, "get_base_model") else self.policy
         self._own_attention = causal_lm.config._attn_implementation
+        reference = Reference(config, self.cache, self.parallel) if self.objective.needs_reference else None
+        padded = config.attn_implementation is not None or (reference is not None and reference.layout == "padded")
         with self.parallel.accelerator.autocast():
-            forward = ResponseLogps(self.policy, layout="padded" if config.attn_implementation else None)
+            forward = (LogpsAndKl if reference else ResponseLogps)(self.policy, layout="padded" if padded else None)
         for fallback in forward.fallbacks:
             warn(f"{config.model}: {fallback}")
         self.forward, self.optimizer = self.parallel.prepare(forward, self._make_optimizer)
@@ -101,6 +104,7 @@ class TrainRun:
             budget=self._budget(),
             layout=forward.layout,
             per_token=self.objective.chosen_only,
+            reference=reference,
         )
 
     def _budget(self) -> TokenBudget:

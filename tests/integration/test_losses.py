@@ -1,6 +1,7 @@
 """All objectives on one cache through the command line, and the paper's pipeline with nothing but this tool."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,15 @@ def records_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def also(loss: str, models: Models) -> tuple[object, ...]:
+    """What an objective cannot do without."""
+    return ("--reference", models.reference) if LOSSES[loss].needs_reference else ()
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_objective_trains(loss: str, ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:
     trained = ok("train", "--loss", loss, "--cache", cache, "--model", models.reference, "--output", tmp_path / "run",
-                 "--epochs", 3, *FAST)  # fmt: skip
+                 "--epochs", 3, *FAST, *also(loss, models))  # fmt: skip
     assert "does nothing" not in trained.stderr
     records = records_of(tmp_path / "run")
     assert records[-1]["loss"] < 0.9 * records[0]["loss"]
@@ -51,7 +57,7 @@ def test_token_rewards_are_asked_for_only_where_they_count(
     loss: str, run_cli: Cli, reference_cache: Path, models: Models, tmp_path: Path
 ) -> None:
     result = run_cli("train", "--loss", loss, "--cache", reference_cache, "--model", models.reference,
-                     "--output", tmp_path / "run", "--max-steps", 1)  # fmt: skip
+                     "--output", tmp_path / "run", "--max-steps", 1, *also(loss, models))  # fmt: skip
     if loss in ("tgdpo", "sepo"):
         assert result.code == 1
         assert f"no token rewards for --loss {loss}" in result.error
@@ -63,20 +69,22 @@ def test_token_rewards_are_asked_for_only_where_they_count(
 @pytest.mark.parametrize(
     ("loss", "option", "value"),
     [("dpo", "--f-shape", "rank"), ("simpo", "--alpha", 0.7), ("sft", "--beta", 0.3), ("ipo", "--label-smoothing", 0.1),
-     ("tgdpo", "--gamma-beta-ratio", 0.3), ("tgdpo", "--sepo-ratio", 0.5)],
+    
+     ("tdpo1", "--tdpo-alpha", 0.3), ("dpo", "--reference", "anything"), ("tgdpo", "--gamma-beta-ratio", 0.3), ("tgdpo", "--sepo-ratio", 0.5)],
 )  # fmt: skip
 def test_options_of_other_objectives_are_named(
     loss: str, option: str, value: object, ok: Cli, cache: Path, models: Models, tmp_path: Path
 ) -> None:
     trained = ok("train", "--loss", loss, "--cache", cache, "--model", models.reference, "--output", tmp_path / "run",
-                 "--max-steps", 1, option, value)  # fmt: skip
+                 "--max-steps", 1, option, value, *also(loss, models))  # fmt: skip
     assert f"warning: {option} does nothing with --loss {loss}" in trained.stderr
 
 
 @pytest.mark.parametrize(
     ("loss", "option", "value"),
     [("simpo", "--gamma-beta-ratio", 0.3), ("ld-dpo", "--ld-alpha", 0.1), ("d2po", "--d2po-gamma", 0.5),
-     ("sepo", "--sepo-ratio", 0.9), ("ipo", "--beta", 0.3), ("tgdpo", "--f-shape", "rank"),
+     ("sepo", "--sepo-ratio", 0.9), ("tdpo2", "--tdpo-alpha", 1.5), ("ipo", "--beta", 0.3),
+     ("tgdpo", "--f-shape", "rank"),
      ("tgdpo", "--f-shape", "clipped-linear")],
 )  # fmt: skip
 def test_options_change_the_run(
@@ -84,7 +92,7 @@ def test_options_change_the_run(
 ) -> None:
     for name, extra in (("plain", ()), ("other", (option, value))):
         ok("train", "--loss", loss, "--cache", cache, "--model", models.reference, "--output", tmp_path / name,
-           "--beta-r" if loss == "tgdpo" else "--beta", 0.5, *FAST, *extra)  # fmt: skip
+           "--beta-r" if loss == "tgdpo" else "--beta", 0.5, *FAST, *also(loss, models), *extra)  # fmt: skip
     plain, other = records_of(tmp_path / "plain"), records_of(tmp_path / "other")
     assert other[2]["loss"] != pytest.approx(plain[2]["loss"], rel=1e-3)
 
@@ -122,6 +130,42 @@ class TestShapeOfOnesOwn:
         assert result.code == 2
         assert "--f-shape no_such_module.f cannot be imported" in result.error
         assert not (tmp_path / "run").exists()
+
+
+class TestTdpo:
+    """Objectives that keep the reference in memory."""
+
+    def test_say_so(self, ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:
+        trained = ok("train", "--loss", "tdpo2", "--cache", cache, "--model", models.reference,
+                     "--output", tmp_path / "run", "--reference", models.reference, *FAST)  # fmt: skip
+        assert "parameters, stays in memory beside the policy" in trained.stderr
+        # At the start the policy is the reference, and all KL is 0.
+        assert records_of(tmp_path / "run")[0]["loss"] == pytest.approx(0.6931471805599453, abs=1e-5)
+
+    @pytest.mark.parametrize(
+        ("options", "code", "said"),
+        [
+            ((), 2, "--loss tdpo1 needs the reference's distributions"),
+            (("--reference", "OTHER"), 1, "is not the model"),
+        ],
+    )
+    def test_need_the_model_that_scored_the_cache(
+        self, options: tuple[str, ...], code: int, said: str, run_cli: Cli, cache: Path, models: Models, tmp_path: Path
+    ) -> None:
+        given = [models.guidance if option == "OTHER" else option for option in options]
+        result = run_cli("train", "--loss", "tdpo1", "--cache", cache, "--model", models.reference,
+                         "--output", tmp_path / "run", *given)  # fmt: skip
+        assert result.code == code
+        assert said in result.error
+
+    def test_a_run_goes_on_with_its_reference_elsewhere(
+        self, ok: Cli, cache: Path, models: Models, tmp_path: Path
+    ) -> None:
+        shutil.copytree(models.reference, tmp_path / "moved")
+        for reference in (models.reference, tmp_path / "moved"):
+            done = ok("train", "--loss", "tdpo1", "--cache", cache, "--model", models.reference,
+                      "--output", tmp_path / "run", "--reference", reference, *FAST)  # fmt: skip
+        assert "finished already" in done.stderr
 
 
 class TestSft:

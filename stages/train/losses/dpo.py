@@ -21,7 +21,7 @@ def tgdpo(chosen: ResponseTokens, rejected: ResponseTokens, settings: LossSettin
 
 def dpo(chosen: ResponseTokens, rejected: ResponseTokens, settings: LossSettings) -> LossOutput:
     """DPO (Rafailov et al., 2023, Eq. 7), with label smoothing conservative DPO; f is 1 everywhere."""
-    return weighted_dpo(chosen, rejected, _ones(chosen), _ones(rejected), settings)
+    return weighted_dpo(chosen, rejected, ones(chosen), ones(rejected), settings)
 
 
 def ld_dpo(chosen: ResponseTokens, rejected: ResponseTokens, settings: LossSettings) -> LossOutput:
@@ -29,7 +29,7 @@ def ld_dpo(chosen: ResponseTokens, rejected: ResponseTokens, settings: LossSetti
     shared = torch.minimum(chosen.lengths, rejected.lengths)[:, None]
 
     def f(side: ResponseTokens) -> Tensor:
-        return _ones(side).masked_fill(_places(side) >= shared, settings.ld_alpha)
+        return ones(side).masked_fill(_places(side) >= shared, settings.ld_alpha)
 
     return weighted_dpo(chosen, rejected, f(chosen), f(rejected), settings)
 
@@ -48,9 +48,9 @@ def ipo(chosen: ResponseTokens, rejected: ResponseTokens, settings: LossSettings
 
     phi compares means of d_t over tokens, as TRL does on its authors' word, so the target does not depend on length.
     """
-    phi = chosen.masked_mean(_ratios(chosen)) - rejected.masked_mean(_ratios(rejected))
+    phi = chosen.masked_mean(ratios(chosen)) - rejected.masked_mean(ratios(rejected))
     losses = (phi - 1 / (2 * settings.beta)) ** 2
-    return LossOutput(losses, phi, _ones(chosen), _ones(rejected), *implicit_rewards(chosen, rejected, settings))
+    return LossOutput(losses, phi, ones(chosen), ones(rejected), *implicit_rewards(chosen, rejected, settings))
 
 
 def weighted_dpo(
@@ -61,8 +61,8 @@ def weighted_dpo(
     Args:
         f_chosen, f_rejected: weights of the tokens, [B, L].
     """
-    chosen_sum = chosen.masked_sum(f_chosen * _ratios(chosen))
-    rejected_sum = rejected.masked_sum(f_rejected * _ratios(rejected))
+    chosen_sum = chosen.masked_sum(f_chosen * ratios(chosen))
+    rejected_sum = rejected.masked_sum(f_rejected * ratios(rejected))
     phi = settings.beta * (chosen_sum - rejected_sum)
     rewards = implicit_rewards(chosen, rejected, settings)
     return LossOutput(log_sigmoid_losses(phi, settings), phi, f_chosen, f_rejected, *rewards)
@@ -76,15 +76,16 @@ def log_sigmoid_losses(phi: Tensor, settings: LossSettings) -> Tensor:
 
 def implicit_rewards(chosen: ResponseTokens, rejected: ResponseTokens, settings: LossSettings) -> tuple[Tensor, Tensor]:
     """beta * sum_t d_t [B] of both sides, without f, as every DPO trainer logs them."""
-    return tuple(settings.beta * side.masked_sum(_ratios(side)).detach() for side in (chosen, rejected))  # type: ignore[return-value]
+    return tuple(settings.beta * side.masked_sum(ratios(side)).detach() for side in (chosen, rejected))  # type: ignore[return-value]
 
 
-def _ratios(side: ResponseTokens) -> Tensor:
+def ratios(side: ResponseTokens) -> Tensor:
     """d_t, [B, L]."""
     return side.policy_logps - side.ref_logps
 
 
-def _ones(side: ResponseTokens) -> Tensor:
+def ones(side: ResponseTokens) -> Tensor:
+    """Weights of a side that weighs all tokens alike, [B, L]."""
     return torch.ones_like(side.ref_logps)
 
 
@@ -98,6 +99,6 @@ def _f(side: ResponseTokens, sign: int, settings: LossSettings) -> Tensor:
     beta_r = settings.beta if settings.beta_r is None else settings.beta_r
     # Response by response: a shape may compare a response's tokens with one another.
     rewards = torch.split((beta_r * side.rewards.detach())[side.completion_mask], side.lengths.tolist())
-    f = _ones(side)
+    f = ones(side)
     f[side.completion_mask] += sign * settings.alpha * torch.cat([settings.shape(row) for row in rewards]).to(f)
     return f if settings.f_clip is None else f.clamp(1 - settings.f_clip, 1 + settings.f_clip)

@@ -55,6 +55,7 @@ class LossSettings:
     ld_alpha: float = 0.5
     d2po_gamma: float = 0.98
     sepo_ratio: float = 0.3
+    tdpo_alpha: float = 0.5
 
 
 class LossOutput(NamedTuple):

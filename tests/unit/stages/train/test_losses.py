@@ -1,5 +1,6 @@
 """The objectives against the golden vectors, a naive form, autograd, and their own invariances."""
 
+import math
 from typing import Any
 
 import pytest
@@ -20,7 +21,10 @@ Row = tuple[list[float], list[float], list[float]]
 
 
 def padded(rows: list[Row], *, width: int | None = None, garbage: float = 0.0) -> ResponseTokens:
-    """(policy, ref, guide) log-probs of some responses in fp64; `garbage` lies under the padding."""
+    """(policy, ref, guide) log-probs of some responses in fp64; `garbage` lies under the padding.
+
+    The KL of a distribution is not to be had from single log-probs; d_t^2 stands for it, with its gradient.
+    """
     width = width or max(len(row[0]) for row in rows)
     tensors = [torch.full((len(rows), width), garbage, dtype=torch.float64) for _ in range(3)]
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -29,7 +33,7 @@ def padded(rows: list[Row], *, width: int | None = None, garbage: float = 0.0) -
             tensor[i, : len(values)] = torch.tensor(values, dtype=torch.float64)
         mask[i, : len(row[0])] = True
     policy, ref, guide = tensors
-    return ResponseTokens(policy.requires_grad_(), ref, guide - ref, mask)
+    return ResponseTokens(policy.requires_grad_(), ref, guide - ref, mask, (policy - ref) ** 2)
 
 
 class Naive:
@@ -71,6 +75,24 @@ class Naive:
     def ipo(w: Row, l: Row, s: LossSettings) -> tuple[Tensor, Tensor]:  # noqa: E741
         means = [total([p - r for p, r in zip(*row[:2], strict=True)]) / len(row[0]) for row in (w, l)]
         return (means[0] - means[1] - 1 / (2 * s.beta)) ** 2, means[0] - means[1]
+
+    @staticmethod
+    def tdpo1(w: Row, l: Row, s: LossSettings) -> tuple[Tensor, Tensor]:  # noqa: E741
+        phi = s.beta * (Naive.margin(w, l) - (Naive.kl(l) - Naive.kl(w)))
+        return Naive.log_sigmoid(phi, s), phi
+
+    @staticmethod
+    def tdpo2(w: Row, l: Row, s: LossSettings) -> tuple[Tensor, Tensor]:  # noqa: E741
+        phi = s.beta * (Naive.margin(w, l) - s.tdpo_alpha * (Naive.kl(l) - Naive.kl(w).detach()))
+        return Naive.log_sigmoid(phi, s), phi
+
+    @staticmethod
+    def margin(w: Row, l: Row) -> Tensor:  # noqa: E741
+        return total([p - r for p, r in zip(*w[:2], strict=True)]) - total([p - r for p, r in zip(*l[:2], strict=True)])
+
+    @staticmethod
+    def kl(row: Row) -> Tensor:
+        return total([(p - r) ** 2 for p, r in zip(*row[:2], strict=True)])
 
     @staticmethod
     def simpo(w: Row, l: Row, s: LossSettings) -> tuple[Tensor, Tensor]:  # noqa: E741
@@ -165,6 +187,7 @@ loss_settings = st.builds(
     ld_alpha=st.floats(0, 1),
     d2po_gamma=st.floats(0.5, 1),
     sepo_ratio=st.floats(0.05, 1),
+    tdpo_alpha=st.floats(0, 2),
 )
 
 
@@ -266,6 +289,9 @@ def test_a_policy_that_is_the_guide_gains_the_squared_rewards() -> None:
         # Worked by hand from the golden vectors: d_w = [0.2, -0.2, 0.2], d_l = [-0.1, -0.5],
         # means of log pi: -0.6 and -1.45.
         ("simpo", {"beta": 2.5, "gamma_beta_ratio": 0.55}, 0.75, 0.3868710061),
+        # K_w = 0.12, K_l = 0.26 (see `padded`).
+        ("tdpo1", {"beta": 1.0}, 0.8 - 0.14, math.log1p(math.exp(-0.66))),
+        ("tdpo2", {"beta": 1.0, "tdpo_alpha": 0.5}, 0.8 - 0.07, math.log1p(math.exp(-0.73))),
         ("ipo", {"beta": 0.5}, 0.2 / 3 + 0.3, (0.2 / 3 + 0.3 - 1) ** 2),
         ("ld-dpo", {"beta": 1.0, "ld_alpha": 0.5}, 0.7, 0.4031860489),
         ("d2po", {"beta": 1.0, "d2po_gamma": 0.5}, 0.15 + 0.35, 0.4740769842),
