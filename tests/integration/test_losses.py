@@ -69,8 +69,8 @@ def test_token_rewards_are_asked_for_only_where_they_count(
 @pytest.mark.parametrize(
     ("loss", "option", "value"),
     [("dpo", "--f-shape", "rank"), ("simpo", "--alpha", 0.7), ("sft", "--beta", 0.3), ("ipo", "--label-smoothing", 0.1),
-    
-     ("tdpo1", "--tdpo-alpha", 0.3), ("dpo", "--reference", "anything"), ("tgdpo", "--gamma-beta-ratio", 0.3), ("tgdpo", "--sepo-ratio", 0.5)],
+     ("tdpo1", "--tdpo-alpha", 0.3), ("dpo", "--reference", "anything"),
+     ("tgdpo", "--gamma-beta-ratio", 0.3), ("tgdpo", "--sepo-ratio", 0.5)],
 )  # fmt: skip
 def test_options_of_other_objectives_are_named(
     loss: str, option: str, value: object, ok: Cli, cache: Path, models: Models, tmp_path: Path
