@@ -6,7 +6,7 @@ import matplotlib as mpl
 import pandas as pd
 
 mpl.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 
 def frontier(results: pd.DataFrame, base: pd.DataFrame, scale: str, file: Path) -> None:

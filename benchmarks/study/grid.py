@@ -88,9 +88,9 @@ SORTING = Grid(learning_rates=(2e-5, 5e-5), guide_learning_rate=5e-5)
 SMOKE = Grid(
     seeds=2,
     learning_rates=(1e-3,),
-    methods=("sft", "dpo", "tdpo2", "tgdpo"),
+    methods=("dpo", "tdpo2", "tgdpo"),
     guides=("dpo", "weak-dpo"),
-    alphas=(0.5, 2.0),
+    alphas=(0.5,),
     pairs=64,
     prompts=40,
     batch_size=16,

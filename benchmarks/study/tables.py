@@ -42,6 +42,7 @@ def distinct(texts: Iterable[str], n: int = 2) -> float:
 
 def summary(frame: pd.DataFrame) -> Row:
     """The figures of one setting."""
+    different = frame.groupby("seed").answer.apply(distinct).mean()
     of_seeds = wins(frame).groupby(frame.seed).mean()
     return {
         "win rate vs base, %": "{:.1f} ± {:.1f}".format(*interval(wins(frame), frame.prompt)),
@@ -49,7 +50,7 @@ def summary(frame: pd.DataFrame) -> Row:
         "score": "{:.3f} ± {:.3f}".format(*interval(frame.score, frame.prompt)),
         "KL to base": f"{frame.kl.mean():.2f}",
         "tokens": f"{frame.tokens.mean():.0f}",
-        "distinct-2": f"{frame.groupby('seed').answer.apply(distinct).mean():.3f}",
+        "distinct-2": f"{different:.3f}" if np.isfinite(different) else "",
     }
 
 
@@ -97,10 +98,9 @@ def alphas(results: pd.DataFrame, curves: pd.DataFrame) -> list[Row]:
         own = curves[(curves.part == "main") & (curves.method == "tgdpo") & (curves.guide == guide)
                      & (curves.alpha == alpha) & (curves.learning_rate == rate)]  # fmt: skip
         last = own.sort_values("step").groupby("seed").tail(1)
-        rows.append(
-            {"guide": guide, "alpha": f"{alpha:g}", "learning rate": f"{rate:g}", "last loss": f"{last.loss.mean():.3f}",
-             "f below 0, %": f"{100 * own['f/negative'].mean():.1f}"} | summary(frame)
-        )  # fmt: skip
+        row = {"guide": guide, "alpha": f"{alpha:g}", "learning rate": f"{rate:g}"}
+        row |= {"last loss": f"{last.loss.mean():.3f}", "f below 0, %": f"{100 * own['f/negative'].mean():.1f}"}
+        rows.append(row | summary(frame))
     return rows
 
 

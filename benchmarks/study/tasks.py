@@ -87,9 +87,7 @@ def sorting(folder: Path, sizes: DemoSizes = DEFAULT_SIZES) -> Task:
     )
 
 
-SMOKE_SIZES = DemoSizes(
-    word_lengths=(3, 4), hidden_size=32, base_steps=120, train_prompts=200, answers_per_prompt=4, held_out_prompts=40
-)
+SMOKE_SIZES = DemoSizes(word_lengths=(3, 5), hidden_size=64, base_steps=300, train_prompts=120, held_out_prompts=100)
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
