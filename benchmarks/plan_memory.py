@@ -43,7 +43,7 @@ def planned(name: str, dtype: torch.dtype, pairs: int, *, checkpointing: bool) -
             + memory.gradient_bytes(model)
             + memory.optimizer_bytes(config, model),
             "activations": activations.recomputed if checkpointing else activations.kept,
-            "logits": memory.logits_bytes(model, dtype, on_gpu=False),
+            "logits": memory.logits_bytes(model, pairs * sum(LENGTHS[1:]), dtype, on_gpu=False),
         }
     return {name: size / MIB for name, size in parts.items()}
 

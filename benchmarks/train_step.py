@@ -259,8 +259,9 @@ def run_variant(options: argparse.Namespace) -> Result:
             result = measure(make_step(variant, name, dtype, steps), count)
     except torch.OutOfMemoryError:
         return {}
-    tokens = sum(pair.tokens for batch in steps for pair in batch) / len(steps)
-    return result | {"peak_mb": result["peak_mb"] - before, "tokens": tokens}
+    tokens = sum(pair.tokens for pair in made) / len(steps)
+    packed = sum(len(part) for pair in made for part in pair) / len(steps)
+    return result | {"peak_mb": result["peak_mb"] - before, "tokens": tokens, "packed_tokens": packed}
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from tgdpo.data.tokenization import PairIds
-from tgdpo.stages.score.engines import EngineSpec, OnBatch, PairScores
+from tgdpo.stages.score.engines import Engine, EngineSpec, OnBatch, PairScores
 
 
-class SlowEngine:
+class SlowEngine(Engine):
     """See `Engine`."""
 
     def __init__(self, spec: EngineSpec) -> None:

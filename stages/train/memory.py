@@ -52,11 +52,16 @@ def optimizer_bytes(config: TrainConfig, model: nn.Module) -> int:
     return sum(_state_bytes(config, p) for p in model.parameters() if p.requires_grad)
 
 
-def logits_bytes(model: Any, compute: torch.dtype, *, on_gpu: bool) -> int:
-    """Bytes of the head's block of logits, of its float32 forms, and of the copy and gradient of its weight."""
+def logits_bytes(model: Any, rows: int, compute: torch.dtype, *, on_gpu: bool) -> int:
+    """Bytes of the head's block of logits, of its float32 forms, and of the copy and gradient of its weight.
+
+    Args:
+        rows: response tokens of a pass.
+    """
     head = model.get_output_embeddings().weight
+    logits = rows * model.config.get_text_config().vocab_size * compute.itemsize
     # On a GPU the whole block has two float32 forms; on a CPU a thin slice of it.
-    block = BLOCK_BYTES + 2 * BLOCK_BYTES * 4 // compute.itemsize if on_gpu else CPU_BLOCK_BYTES
+    block = min(logits, BLOCK_BYTES) * (1 + 2 * 4 / compute.itemsize) if on_gpu else min(logits, CPU_BLOCK_BYTES)
     copy = head.numel() * compute.itemsize if head.dtype != compute else 0
     return int(block + copy + (head.numel() * head.element_size() if head.requires_grad else 0))
 

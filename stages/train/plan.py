@@ -97,7 +97,7 @@ def make_plan(config: TrainConfig, speed: Speed) -> Plan:
             weights=memory.weight_bytes(config, model),
             gradients=memory.gradient_bytes(model),
             optimizer=memory.optimizer_bytes(config, model),
-            logits=memory.logits_bytes(model, compute, on_gpu=on_gpu),
+            logits=memory.logits_bytes(model, pass_pairs * sum(lengths[1:]), compute, on_gpu=on_gpu),
             activations=memory.activation_bytes(model, lengths, pass_pairs, compute),
             pass_pairs=pass_pairs,
         )
@@ -209,7 +209,8 @@ def _memory(config: TrainConfig, plan: Plan, speed: Speed) -> list[str]:
         sharded = plan.total(checkpointing=checkpointing, shards=speed.gpus)
         parts[f"together, sharded over {speed.gpus} (FSDP)"] = sharded
     if speed.gpu:
-        parts[f"one {speed.gpu} has"] = gpu_named(speed.gpu).memory
+        gpu = gpu_named(speed.gpu)
+        parts[f"one {gpu.name} has"] = gpu.memory
     rows = [f"  {name:<37} {_size(size):>9}" for name, size in parts.items() if size]
     note = f"activations {flag} --gradient-checkpointing: {_size(other)}"
     return ["memory of a process", *rows, f"  ({note})"]
@@ -224,7 +225,7 @@ def _time(plan: Plan, speed: Speed) -> list[str]:
         gpu = gpu_named(speed.gpu)
         seconds = plan.work.flops / (gpu.flops * speed.gpus * speed.utilisation)
         peak = f"{speed.utilisation:.0%} of {gpu.flops / 1e12:,.0f} TFLOP/s"
-        lines += [f"time      {_duration(seconds)} on {speed.gpus} x {speed.gpu} at {peak}", f"peak      {gpu.source}"]
+        lines += [f"time      {_duration(seconds)} on {speed.gpus} x {gpu.name} at {peak}", f"peak      {gpu.source}"]
     else:
         lines.append("time      say --gpu KIND, or --tokens-per-second as a run's metrics.jsonl has it")
     return lines
