@@ -1,27 +1,17 @@
 """All objectives on one cache through the command line, and the paper's pipeline with nothing but this tool."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import transformers
 import yaml
-from support import Cli, Models
+from support import Cli, Models, records_of
 
 from tgdpo.stages.train.losses import LOSSES
 
 FAST = ("--learning-rate", 1e-2, "--batch-size", 4, "--logging-steps", 1)
-
-
-@pytest.fixture
-def cache(ok: Cli, models: Models, pairs_file: Path, tmp_path: Path) -> Path:
-    """Twenty pairs scored with guidance."""
-    ok("score", "--dataset", pairs_file, "--reference", models.reference, "--guidance", models.guidance,
-       "--output", tmp_path / "cache")  # fmt: skip
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -31,18 +21,14 @@ def reference_cache(ok: Cli, models: Models, pairs_file: Path, tmp_path: Path) -
     return tmp_path / "reference-cache"
 
 
-def records_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def also(loss: str, models: Models) -> tuple[object, ...]:
     """What an objective cannot do without."""
     return ("--reference", models.reference) if LOSSES[loss].needs_reference else ()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_objective_trains(loss: str, ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:
-    trained = ok("train", "--loss", loss, "--cache", cache, "--model", models.reference, "--output", tmp_path / "run",
+def test_every_objective_trains(loss: str, ok: Cli, scored: Path, models: Models, tmp_path: Path) -> None:
+    trained = ok("train", "--loss", loss, "--cache", scored, "--model", models.reference, "--output", tmp_path / "run",
                  "--epochs", 3, *FAST, *also(loss, models))  # fmt: skip
     assert "does nothing" not in trained.stderr
     records = records_of(tmp_path / "run")
@@ -73,9 +59,9 @@ def test_token_rewards_are_asked_for_only_where_they_count(
      ("tgdpo", "--gamma-beta-ratio", 0.3), ("tgdpo", "--sepo-ratio", 0.5)],
 )  # fmt: skip
 def test_options_of_other_objectives_are_named(
-    loss: str, option: str, value: object, ok: Cli, cache: Path, models: Models, tmp_path: Path
+    loss: str, option: str, value: object, ok: Cli, scored: Path, models: Models, tmp_path: Path
 ) -> None:
-    trained = ok("train", "--loss", loss, "--cache", cache, "--model", models.reference, "--output", tmp_path / "run",
+    trained = ok("train", "--loss", loss, "--cache", scored, "--model", models.reference, "--output", tmp_path / "run",
                  "--max-steps", 1, option, value, *also(loss, models))  # fmt: skip
     assert f"warning: {option} does nothing with --loss {loss}" in trained.stderr
 
@@ -88,20 +74,20 @@ def test_options_of_other_objectives_are_named(
      ("tgdpo", "--f-shape", "clipped-linear")],
 )  # fmt: skip
 def test_options_change_the_run(
-    loss: str, option: str, value: object, ok: Cli, cache: Path, models: Models, tmp_path: Path
+    loss: str, option: str, value: object, ok: Cli, scored: Path, models: Models, tmp_path: Path
 ) -> None:
     for name, extra in (("plain", ()), ("other", (option, value))):
-        ok("train", "--loss", loss, "--cache", cache, "--model", models.reference, "--output", tmp_path / name,
+        ok("train", "--loss", loss, "--cache", scored, "--model", models.reference, "--output", tmp_path / name,
            "--beta-r" if loss == "tgdpo" else "--beta", 0.5, *FAST, *also(loss, models), *extra)  # fmt: skip
     plain, other = records_of(tmp_path / "plain"), records_of(tmp_path / "other")
     assert other[2]["loss"] != pytest.approx(plain[2]["loss"], rel=1e-3)
 
 
-def test_defaults_are_the_objectives(ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:
+def test_defaults_are_the_objectives(ok: Cli, scored: Path, models: Models, tmp_path: Path) -> None:
     betas = {}
     for name, options in (("simpo", ()), ("given", ("--beta", 4)), ("sepo", ()), ("dpo", ())):
         loss = "simpo" if name == "given" else name
-        ok("train", "--loss", loss, "--cache", cache, "--model", models.reference, "--output", tmp_path / name,
+        ok("train", "--loss", loss, "--cache", scored, "--model", models.reference, "--output", tmp_path / name,
            "--max-steps", 1, *options)  # fmt: skip
         betas[name] = yaml.safe_load((tmp_path / name / "config.yaml").read_text())["beta"]
     assert betas == {"simpo": 2.5, "given": 4, "sepo": 1, "dpo": 0.1}
@@ -111,21 +97,21 @@ class TestShapeOfOnesOwn:
     """--f-shape with a dotted path."""
 
     def test_equals_the_same_shape_by_name(
-        self, ok: Cli, cache: Path, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, ok: Cli, scored: Path, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "my_shapes.py").write_text("def bounded(rewards):\n    return rewards.clamp(-1, 1)\n")
         monkeypatch.chdir(tmp_path)
         for name, shape in (("own", "my_shapes.bounded"), ("ours", "clipped-linear")):
-            ok("train", "--cache", cache, "--model", models.reference, "--output", tmp_path / name, "--beta-r", 3,
+            ok("train", "--cache", scored, "--model", models.reference, "--output", tmp_path / name, "--beta-r", 3,
                "--f-shape", shape, *FAST)  # fmt: skip
         own, ours = records_of(tmp_path / "own"), records_of(tmp_path / "ours")
         assert [record["loss"] for record in own] == [record["loss"] for record in ours]
         assert yaml.safe_load((tmp_path / "own" / "config.yaml").read_text())["f_shape"] == "my_shapes.bounded"
 
     def test_is_refused_before_anything_is_made(
-        self, run_cli: Cli, cache: Path, models: Models, tmp_path: Path
+        self, run_cli: Cli, scored: Path, models: Models, tmp_path: Path
     ) -> None:
-        result = run_cli("train", "--cache", cache, "--model", models.reference, "--output", tmp_path / "run",
+        result = run_cli("train", "--cache", scored, "--model", models.reference, "--output", tmp_path / "run",
                          "--f-shape", "no_such_module.f")  # fmt: skip
         assert result.code == 2
         assert "--f-shape no_such_module.f cannot be imported" in result.error
@@ -135,8 +121,8 @@ class TestShapeOfOnesOwn:
 class TestTdpo:
     """Objectives that keep the reference in memory."""
 
-    def test_say_so(self, ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:
-        trained = ok("train", "--loss", "tdpo2", "--cache", cache, "--model", models.reference,
+    def test_say_so(self, ok: Cli, scored: Path, models: Models, tmp_path: Path) -> None:
+        trained = ok("train", "--loss", "tdpo2", "--cache", scored, "--model", models.reference,
                      "--output", tmp_path / "run", "--reference", models.reference, *FAST)  # fmt: skip
         assert "parameters, stays in memory beside the policy" in trained.stderr
         # At the start the policy is the reference, and all KL is 0.
@@ -150,20 +136,20 @@ class TestTdpo:
         ],
     )
     def test_need_the_model_that_scored_the_cache(
-        self, options: tuple[str, ...], code: int, said: str, run_cli: Cli, cache: Path, models: Models, tmp_path: Path
+        self, options: tuple[str, ...], code: int, said: str, run_cli: Cli, scored: Path, models: Models, tmp_path: Path
     ) -> None:
         given = [models.guidance if option == "OTHER" else option for option in options]
-        result = run_cli("train", "--loss", "tdpo1", "--cache", cache, "--model", models.reference,
+        result = run_cli("train", "--loss", "tdpo1", "--cache", scored, "--model", models.reference,
                          "--output", tmp_path / "run", *given)  # fmt: skip
         assert result.code == code
         assert said in result.error
 
     def test_a_run_goes_on_with_its_reference_elsewhere(
-        self, ok: Cli, cache: Path, models: Models, tmp_path: Path
+        self, ok: Cli, scored: Path, models: Models, tmp_path: Path
     ) -> None:
         shutil.copytree(models.reference, tmp_path / "moved")
         for reference in (models.reference, tmp_path / "moved"):
-            done = ok("train", "--loss", "tdpo1", "--cache", cache, "--model", models.reference,
+            done = ok("train", "--loss", "tdpo1", "--cache", scored, "--model", models.reference,
                       "--output", tmp_path / "run", "--reference", reference, *FAST)  # fmt: skip
         assert "finished already" in done.stderr
 
@@ -171,8 +157,8 @@ class TestTdpo:
 class TestSft:
     """--loss sft: chosen responses alone."""
 
-    def test_metrics_are_those_of_one_side(self, ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:
-        ok("train", "--loss", "sft", "--cache", cache, "--model", models.reference, "--output", tmp_path / "run",
+    def test_metrics_are_those_of_one_side(self, ok: Cli, scored: Path, models: Models, tmp_path: Path) -> None:
+        ok("train", "--loss", "sft", "--cache", scored, "--model", models.reference, "--output", tmp_path / "run",
            "--eval-fraction", 0.2, *FAST)  # fmt: skip
         records = records_of(tmp_path / "run")
         measured = {"loss", "logps/chosen"}
@@ -181,18 +167,29 @@ class TestSft:
         )
         assert set(records[0]) == {"step", "epoch", *(f"eval_{name}" for name in measured)}
 
-    def test_counts_the_rows_it_trains_on(self, ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:
-        ok("train", "--loss", "sft", "--cache", cache, "--model", models.reference, "--output", tmp_path / "run", *FAST)
-        frame = pd.read_parquet(cache)
+    def test_counts_the_rows_it_trains_on(self, ok: Cli, scored: Path, models: Models, tmp_path: Path) -> None:
+        ok(
+            "train",
+            "--loss",
+            "sft",
+            "--cache",
+            scored,
+            "--model",
+            models.reference,
+            "--output",
+            tmp_path / "run",
+            *FAST,
+        )
+        frame = pd.read_parquet(scored)
         tokens = sum(len(row.prompt_ids) + len(row.chosen_ids) for row in frame.itertuples())  # type: ignore[arg-type]
         assert records_of(tmp_path / "run")[-1]["tokens"] == tokens
 
     @pytest.mark.parametrize("options", [("--attn-implementation", "sdpa"), ("--batch-tokens", 1)])
     def test_layout_and_passes_do_not_change_the_run(
-        self, options: tuple[object, ...], ok: Cli, cache: Path, models: Models, tmp_path: Path
+        self, options: tuple[object, ...], ok: Cli, scored: Path, models: Models, tmp_path: Path
     ) -> None:
         for name, extra in (("plain", ()), ("other", options)):
-            ok("train", "--loss", "sft", "--cache", cache, "--model", models.reference, "--output", tmp_path / name,
+            ok("train", "--loss", "sft", "--cache", scored, "--model", models.reference, "--output", tmp_path / name,
                *FAST, *extra)  # fmt: skip
         plain, other = records_of(tmp_path / "plain"), records_of(tmp_path / "other")
         assert [r["loss"] for r in other] == pytest.approx([r["loss"] for r in plain], rel=1e-4)
