@@ -38,7 +38,7 @@ class Grid:
     """The sizes of a study on one task."""
 
     seeds: int = 5
-    learning_rates: tuple[float, ...] = (1e-4, 3e-4)
+    learning_rates: tuple[float, ...] = (3e-5, 1e-4)
     """One of them is chosen per method, on prompts that the tables do not use."""
     methods: tuple[str, ...] = METHODS
     guides: tuple[str, ...] = GUIDES
@@ -48,7 +48,7 @@ class Grid:
     prompts: int = 400
     """Held-out prompts at most; even ones choose learning rates, odd ones make the tables."""
     batch_size: int = 32
-    guide_learning_rate: float = 3e-4
+    guide_learning_rate: float = 1e-4
     weak_share: float = 0.125
     """Steps of the weak guide, as a share of the guide's."""
     epochs_to_convergence: float = 6.0
