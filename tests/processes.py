@@ -26,7 +26,7 @@ class Launch:
     processes: Sequence[ForkServerProcess]
     log: Path
 
-    def wait(self, seconds: float = 120) -> list[int]:
+    def wait(self, seconds: float = 900) -> list[int]:
         """Exit codes; as with torchrun, one that fails ends the others."""
         until = time.monotonic() + seconds
         while any(process.is_alive() for process in self.processes) and time.monotonic() < until:
