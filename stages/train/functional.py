@@ -41,7 +41,8 @@ def tgdpo_loss(
 
     Returns:
         `losses` [B], to be averaged over the pairs of an optimizer step; `phi` [B], the argument of the sigmoid;
-        `f_chosen` and `f_rejected` [B, L], the weights of the tokens.
+        `f_chosen` and `f_rejected` [B, L], the weights of the tokens; `rewards_chosen` and `rewards_rejected` [B],
+        beta * sum_t (log pi_theta - log pi_ref), for metrics.
     """
     shape = find_shape(f_shape) if isinstance(f_shape, str) else f_shape
     settings = LossSettings(
