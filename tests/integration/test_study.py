@@ -17,7 +17,7 @@ STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
 def study(output: Path) -> str:
     done = subprocess.run(
         [sys.executable, str(STUDY), "--output", str(output), "--smoke", "--workers", "1"],
-        capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=1800, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return (output / "smoke" / "report.md").read_text()
