@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tgdpo.errors import UsageError
@@ -20,6 +20,7 @@ def test_every_shape_leaves_zero_rewards_alone(shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@settings(deadline=None)
 @given(values=rewards)
 def test_better_tokens_never_weigh_less(name: str, values: torch.Tensor) -> None:
     order = values.argsort()
@@ -27,12 +28,14 @@ def test_better_tokens_never_weigh_less(name: str, values: torch.Tensor) -> None
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "clipped-linear", "rank"])
+@settings(deadline=None)
 @given(values=rewards)
 def test_bounded_shapes(name: str, values: torch.Tensor) -> None:
     assert SHAPES[name](values).abs().max() <= 1
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@settings(deadline=None)
 @given(values=rewards)
 def test_shapes_are_odd(name: str, values: torch.Tensor) -> None:
     """What pulls a chosen token harder pushes a rejected one less, by as much."""
