@@ -44,7 +44,8 @@ from tgdpo.data.tokenization import PairIds
 from tgdpo.stages.attention import SHARED_PROMPT
 from tgdpo.stages.head import LogitTransform, target_logps
 from tgdpo.stages.logps import DeviceBatch, ResponseLogps, to_device
-from tgdpo.stages.train.losses import LossSettings, ResponseTokens, tgdpo
+from tgdpo.stages.train.losses.dpo import tgdpo
+from tgdpo.stages.train.losses.types import LossSettings, ResponseTokens
 
 PEERS = ["three-models", "two-models", "trl-online", "trl-cached"]
 OURS = ["ours", "no-cache", "no-shared-prompt", "no-packing", "no-response-only", "no-blocks"]

@@ -40,6 +40,14 @@ class ScoredPair(NamedTuple):
     chosen_rewards: Scores
     rejected_rewards: Scores
 
+    def without_rejected(self) -> "ScoredPair":
+        """The pair with an empty rejected response."""
+        return self._replace(
+            ids=self.ids._replace(rejected=self.ids.rejected[:0]),
+            rejected_ref_logps=self.rejected_ref_logps[:0],
+            rejected_rewards=self.rejected_rewards[:0],
+        )
+
 
 class RowGroup(NamedTuple):
     """Row group `number` of shard number `shard`."""

@@ -2,7 +2,8 @@
 
 Two layouts. *Packed*: all pairs of a batch in one row, each as prompt | chosen | rejected; rejected's positions go on
 from the prompt and it must not see chosen, so the prompt is computed once and nothing is padding. *Padded*: two rows a
-pair, prompt + chosen and prompt + rejected, for models whose layers cannot run a packed row.
+pair, prompt + chosen and prompt + rejected, for models whose layers cannot run a packed row. A rejected response may be
+empty, and then has no row.
 
 Legend: N rows, T tokens of a row, R response tokens of all pairs together.
 """
@@ -95,7 +96,8 @@ def _packed(pairs: Sequence[PairIds]) -> Batch:
 
 
 def _padded(pairs: Sequence[PairIds]) -> Batch:
-    rows = [(pair.prompt, response) for pair in pairs for response in (pair.chosen, pair.rejected)]
+    responses = [(pair.prompt, response) for pair in pairs for response in (pair.chosen, pair.rejected)]
+    rows = [(prompt, response) for prompt, response in responses if len(response)]
     width = max(len(prompt) + len(response) for prompt, response in rows)
     input_ids = np.zeros((len(rows), width), np.int64)
     attention_mask = np.zeros((len(rows), width), np.int64)
@@ -114,7 +116,7 @@ def _padded(pairs: Sequence[PairIds]) -> Batch:
         spans=None,
         places=flat_places,
         predicting=flat_places - 1,
-        response_lengths=np.array([len(response) for _, response in rows], np.int64),
+        response_lengths=np.array([len(response) for _, response in responses], np.int64),
     )
 
 
@@ -150,4 +152,4 @@ def _packed_tokens(pair: PairIds) -> int:
 
 
 def _padded_tokens(pair: PairIds) -> int:
-    return 2 * (len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)))
+    return (2 if len(pair.rejected) else 1) * (len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)))

@@ -112,6 +112,8 @@ def shared_prompt_attention(
     for span in row.spans:
         first, second = slice(span.prompt, span.rejected), slice(span.rejected, span.end)
         parts.append(_attend(query, key[:, :, first], value[:, :, first], first, row, scaling, sliding_window, softcap))
+        if span.rejected == span.end:
+            continue
         context = [slice(span.prompt, span.chosen), second]
         keys, values = (torch.cat([x[:, :, part] for part in context], 2) for x in (key, value))
         parts.append(_attend(query, keys, values, second, row, scaling, sliding_window, softcap))

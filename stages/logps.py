@@ -84,17 +84,26 @@ class ResponseLogps(nn.Module):
     def forward(self, batch: DeviceBatch) -> Tensor:
         """Returns log pi(y_t | x, y_<t), float32 [R], in nats, in the order of `batch.places`."""
         targets_R = batch.input_ids.flatten()[batch.places]
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-        if batch.packed_row is None:
-            inputs |= {"attention_mask": batch.attention_mask}
-        else:
-            inputs |= {"position_ids": batch.position_ids, "packed_row": batch.packed_row}
         if not self.runs_head_apart:
-            logits_NTV = self.model(**inputs).logits
+            logits_NTV = self.model(**_inputs(batch)).logits
             return _target_logps(logits_NTV.flatten(0, 1)[batch.predicting], targets_R)
+        return _head_logps(_unwrap(self.model), self.states(batch), targets_R)
+
+    def states(self, batch: DeviceBatch) -> Tensor:
+        """The hidden states that predict the response tokens, [R, D], in the order of `batch.places`."""
+        hidden_NTD = _unwrap(self.model).get_decoder()(**_inputs(batch)).last_hidden_state
+        states_RD: Tensor = hidden_NTD.flatten(0, 1)[batch.predicting]
+        return states_RD
+
+    def vocabulary_logps(self, states_RD: Tensor) -> Tensor:
+        """log pi of every token after each of these states, float32 [R, V]: for few states at a time."""
         causal_lm = _unwrap(self.model)
-        hidden_NTD = causal_lm.get_decoder()(**inputs).last_hidden_state
-        return _head_logps(causal_lm, hidden_NTD.flatten(0, 1)[batch.predicting], targets_R)
+        logits_RV = _transform(causal_lm)(causal_lm.get_output_embeddings()(states_RD))
+        return logits_RV.float().log_softmax(-1)
+
+    def states_per_block(self, states_RD: Tensor) -> int:
+        """How many states' distributions may exist at once."""
+        return rows_per_block(states_RD, _unwrap(self.model).config.get_text_config().vocab_size)
 
 
 class ResponseRewards(nn.Module):
@@ -115,6 +124,13 @@ class ResponseRewards(nn.Module):
         logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         rewards: Tensor = logits.flatten()[batch.places].float()
         return rewards
+
+
+def _inputs(batch: DeviceBatch) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.packed_row is None:
+        return inputs | {"attention_mask": batch.attention_mask}
+    return inputs | {"position_ids": batch.position_ids, "packed_row": batch.packed_row}
 
 
 def _unwrap(model: nn.Module) -> Any:

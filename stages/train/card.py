@@ -8,6 +8,7 @@ from ...data.cache import RewardCache
 from ..hub import CITATION
 from ..settings import panel_of
 from .config import BATCH, LORA, LOSS, OPTIMIZER, TrainConfig
+from .losses import LOSSES
 
 
 def write_card(folder: Path, config: TrainConfig, cache: RewardCache, summary: dict[str, Any]) -> None:
@@ -63,8 +64,16 @@ def _base_model(config: TrainConfig) -> list[str]:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """What decided the result: the main settings, and every other that is not at its default and not idle."""
-    main = ["loss", "beta"] + (["alpha", "beta_r", "f_shape", "f_clip"] if config.loss == "tgdpo" else [])
-    main += ["label_smoothing", "learning_rate", "lr_scheduler", "warmup_ratio", "batch_size", "seed", "lora_rank"]
+    main = [
+        "loss",
+        *LOSSES[config.loss].options,
+        "learning_rate",
+        "lr_scheduler",
+        "warmup_ratio",
+        "batch_size",
+        "seed",
+        "lora_rank",
+    ]
     others = [
         name
         for name, field in TrainConfig.model_fields.items()

@@ -1,10 +1,11 @@
 """The options of `tgdpo train`. Defaults of loss and optimizer are the paper's."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
 from ..settings import Settings, on_a_disk, option
+from .losses import LOSS_OPTIONS, LOSSES
 
 IN_OUT, LOSS, OPTIMIZER, BATCH, LORA, LOGGING, HUB = (
     "Input and output",
@@ -32,20 +33,33 @@ class TrainConfig(Settings):
     trust_remote_code: bool = option(IN_OUT, False)
     """Run the code that a model brings; hub models then need NAME@REVISION with a full commit hash."""
 
-    loss: Literal["tgdpo", "dpo"] = option(LOSS, "tgdpo")
-    """Objective."""
+    loss: str = option(LOSS, "tgdpo", description=f"Objective: {', '.join(LOSSES)} (docs/losses.md).")
     beta: float = option(LOSS, 0.1, gt=0)
-    """Strength of the KL constraint, beta in the loss."""
+    """Strength of the KL constraint, beta in the loss; tau of ipo. Default with simpo 2.5, with sepo 1."""
     alpha: float = option(LOSS, 0.5, ge=0)
     """Strength of the token-level guidance; 0 is DPO."""
     beta_r: float | None = option(LOSS, None, ge=0)
     """Factor of the token rewards, r = beta_r * (log pi_guide - log pi_ref). Default: beta."""
-    f_shape: Literal["linear", "sigmoid"] = option(LOSS, "linear")
-    """Shape of f: linear is 1 +- alpha r, sigmoid is 1 +- alpha (2 sigmoid(r) - 1)."""
+    f_shape: str = option(LOSS, "linear", min_length=1)
+    """Shape g of f = 1 +- alpha g(r): linear is r, sigmoid 2 sigmoid(r) - 1, clipped-linear r within [-1, 1], rank the
+    place of r in its response; or a function of your own as package.module.function."""
     f_clip: float | None = option(LOSS, None, gt=0)
     """Keep f within 1 +- this bound (epsilon of Assumption 4.2). Default: f is not clipped."""
     label_smoothing: float = option(LOSS, 0.0, ge=0, lt=0.5)
     """Probability that a pair's labels are swapped (conservative DPO)."""
+    gamma_beta_ratio: float = option(LOSS, 0.55, ge=0)
+    """simpo: target margin gamma divided by beta."""
+    ld_alpha: float = option(LOSS, 0.5, ge=0, le=1)
+    """ld-dpo: weight of tokens past the length of the pair's shorter response."""
+    d2po_gamma: float = option(LOSS, 0.98, gt=0, le=1)
+    """d2po: token t, counted from 0, weighs this to the power of t."""
+    reference: str | None = option(LOSS, None)
+    """tdpo1, tdpo2: the reference, which these alone keep in memory beside the policy, with a forward pass of its own
+    every step, since they compare whole distributions. Must be the model that scored the cache."""
+    tdpo_alpha: float = option(LOSS, 0.5, ge=0)
+    """tdpo2: weight of the difference in KL."""
+    sepo_ratio: float = option(LOSS, 0.3, gt=0, le=1)
+    """sepo: share of a response's tokens that counts."""
 
     learning_rate: float = option(OPTIMIZER, 7e-7, gt=0)
     """Peak learning rate. With --lora-rank, ten times as much is usual."""
@@ -181,6 +195,19 @@ class TrainConfig(Settings):
             raise ValueError("none goes with no other tracker")
         return () if trackers == ("none",) else trackers
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_loss(cls, given: Any) -> Any:
+        objective = LOSSES.get(str(given.get("loss"))) if isinstance(given, dict) else None
+        return {**objective.defaults, **given} if objective else given
+
+    @field_validator("loss")
+    @classmethod
+    def _loss_is_known(cls, name: str) -> str:
+        if name not in LOSSES:
+            raise ValueError(f"there is no objective {name}; use {', '.join(LOSSES)}")
+        return name
+
     @model_validator(mode="after")
     def _options_fit_together(self) -> "TrainConfig":
         if self.eval_steps is not None and self.eval_fraction == 0:
@@ -198,12 +225,17 @@ class TrainConfig(Settings):
                 raise ValueError(f"--stochastic-rounding with --optim {self.optim}; use an adamw_torch one")
         return self
 
+    @model_validator(mode="after")
+    def _reference_is_named(self) -> "TrainConfig":
+        if LOSSES[self.loss].needs_reference and self.reference is None:
+            raise ValueError(f"--loss {self.loss} needs the reference's distributions; name it with --reference")
+        return self
+
     @property
     def idle(self) -> dict[str, str]:
         """Options that have another value than their default and do nothing, with the option that makes them idle."""
         idle: dict[str, str] = {}
-        if self.loss != "tgdpo":
-            idle |= dict.fromkeys(("alpha", "beta_r", "f_shape", "f_clip"), f"--loss {self.loss}")
+        idle |= dict.fromkeys(set(LOSS_OPTIONS) - set(LOSSES[self.loss].options), f"--loss {self.loss}")
         if self.lora_rank == 0:
             lora = ("lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save")
             idle |= dict.fromkeys((*lora, "use_rslora", "use_dora"), "--lora-rank 0")

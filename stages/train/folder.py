@@ -32,6 +32,7 @@ FINISHED = 2**62
 _FREE_FIELDS = (
     "cache",
     "model",
+    "reference",
     "output",
     "resume",
     "device",

@@ -3,12 +3,11 @@
 Legend: B pairs, L response tokens of the longest response.
 """
 
-from typing import Literal
-
 from torch import Tensor
 
-from .losses import LossOutput, LossSettings, ResponseTokens, tgdpo
-from .shapes import SHAPES
+from .losses.dpo import tgdpo
+from .losses.types import LossOutput, LossSettings, ResponseTokens
+from .shapes import Shape, find_shape
 
 
 def tgdpo_loss(
@@ -24,7 +23,7 @@ def tgdpo_loss(
     beta: float = 0.1,
     alpha: float = 0.5,
     beta_r: float | None = None,
-    f_shape: Literal["linear", "sigmoid"] = "linear",
+    f_shape: str | Shape = "linear",
     f_clip: float | None = None,
     label_smoothing: float = 0.0,
 ) -> LossOutput:
@@ -37,14 +36,17 @@ def tgdpo_loss(
         chosen_rewards, rejected_rewards: [B, L] float, token rewards per unit of beta: log pi_guide - log pi_ref.
         chosen_mask, rejected_mask: [B, L] bool, True at response tokens, the end-of-turn token included; what lies
             elsewhere does not count.
-        beta, alpha, beta_r, f_shape, f_clip, label_smoothing: see `TrainConfig`.
+        f_shape: a name as in `TrainConfig`, or a function of one response's rewards [L].
+        beta, alpha, beta_r, f_clip, label_smoothing: see `TrainConfig`.
 
     Returns:
         `losses` [B], to be averaged over the pairs of an optimizer step; `phi` [B], the argument of the sigmoid;
-        `f_chosen` and `f_rejected` [B, L], the weights of the tokens.
+        `f_chosen` and `f_rejected` [B, L], the weights of the tokens; `rewards_chosen` and `rewards_rejected` [B],
+        beta * sum_t (log pi_theta - log pi_ref), for metrics.
     """
+    shape = find_shape(f_shape) if isinstance(f_shape, str) else f_shape
     settings = LossSettings(
-        beta=beta, alpha=alpha, beta_r=beta_r, shape=SHAPES[f_shape], f_clip=f_clip, label_smoothing=label_smoothing
+        beta=beta, alpha=alpha, beta_r=beta_r, shape=shape, f_clip=f_clip, label_smoothing=label_smoothing
     )
     chosen = ResponseTokens(chosen_logps, ref_chosen_logps, chosen_rewards, chosen_mask)
     rejected = ResponseTokens(rejected_logps, ref_rejected_logps, rejected_rewards, rejected_mask)

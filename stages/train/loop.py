@@ -27,14 +27,15 @@ from .config import TrainConfig
 from .convergence import Convergence
 from .finite import NOT_FINITE_FIX, listed, require_finite_weights
 from .folder import RunFolder
-from .losses import LOSSES, LossSettings
-from .metrics import MetricSums
+from .losses import LOSSES
+from .losses.settings import loss_settings
+from .metrics import OF_PAIRS_ALONE, MetricSums
 from .optimizers import make_optimizer, set_learning_rate
 from .order import PairOrder
 from .parallel import Parallel
 from .policy import load_policy, parameter_groups, save_policy
 from .progress import status
-from .shapes import SHAPES
+from .reference import LogpsAndKl, Reference
 from .state import SHARDED, full_weights, load_optimizer, load_sharded, save_optimizer, save_sharded
 from .step import StepRunner
 from .trackers import Reporter
@@ -58,7 +59,10 @@ class TrainRun:
         self.folder = folder
         self.parallel = parallel
         self.tokenizer = tokenizer
-        self.order = PairOrder(cache, seed=config.seed, eval_fraction=config.eval_fraction)
+        self.objective = LOSSES[config.loss]
+        self.order = PairOrder(
+            cache, seed=config.seed, eval_fraction=config.eval_fraction, chosen_only=self.objective.chosen_only
+        )
         if self.order.train_pairs == 0:
             raise UsageError(f"--eval-fraction {config.eval_fraction} leaves no pair to train on", fix="lower it")
         self.steps_per_epoch = math.ceil(self.order.train_pairs / config.batch_size)
@@ -79,8 +83,10 @@ class TrainRun:
         config = self.config
         causal_lm = self.policy.get_base_model() if hasattr(self.policy, "get_base_model") else self.policy
         self._own_attention = causal_lm.config._attn_implementation
+        reference = Reference(config, self.cache, self.parallel) if self.objective.needs_reference else None
+        padded = config.attn_implementation is not None or (reference is not None and reference.layout == "padded")
         with self.parallel.accelerator.autocast():
-            forward = ResponseLogps(self.policy, layout="padded" if config.attn_implementation else None)
+            forward = (LogpsAndKl if reference else ResponseLogps)(self.policy, layout="padded" if padded else None)
         for fallback in forward.fallbacks:
             warn(f"{config.model}: {fallback}")
         self.forward, self.optimizer = self.parallel.prepare(forward, self._make_optimizer)
@@ -90,21 +96,15 @@ class TrainRun:
             num_warmup_steps=round(config.warmup_ratio * self.total_steps),
             num_training_steps=self.total_steps,
         )
-        settings = LossSettings(
-            beta=config.beta,
-            alpha=config.alpha,
-            beta_r=config.beta_r,
-            shape=SHAPES[config.f_shape],
-            f_clip=config.f_clip,
-            label_smoothing=config.label_smoothing,
-        )
         self.runner = StepRunner(
             self.parallel,
             self.forward,
-            LOSSES[config.loss],
-            settings,
+            self.objective.load(),
+            loss_settings(config),
             budget=self._budget(),
             layout=forward.layout,
+            per_token=self.objective.chosen_only,
+            reference=reference,
         )
 
     def _budget(self) -> TokenBudget:
@@ -194,13 +194,17 @@ class TrainRun:
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.step += 1
-        self.tokens += sum(pair.ids.tokens for pair in pairs)
+        self.tokens += sum(self._tokens_of(pair) for pair in pairs)
         if self.config.log_pairs and self.parallel.is_main:
             names = [pair.pair_id for pair, count in zip(pairs, seen.times, strict=True) for _ in range(count)]
             self.folder.log_pairs({"step": self.step, "pairs": names})
         if self.step == 1 or self._is_last or self.step % self.config.logging_steps == 0:
             self._log(reporter, learning_rate, grad_norm)
         progress.advance(1, status(self.last_record, self.parallel.device))
+
+    def _tokens_of(self, pair: ScoredPair) -> int:
+        """Prompt and response of the rows that are trained on."""
+        return pair.ids.tokens - (len(pair.ids.prompt) if self.objective.chosen_only else 0)
 
     def _clip_gradients(self, pairs: list[ScoredPair]) -> float:
         norm = self.parallel.clip_gradients(self.policy.parameters())
@@ -212,7 +216,7 @@ class TrainRun:
         return norm
 
     def _log(self, reporter: Reporter, learning_rate: float, grad_norm: float) -> None:
-        means = self.metrics.of_all(self.parallel).means()
+        means = self._means(self.metrics)
         record = {
             "step": self.step,
             "epoch": round(self.step / self.steps_per_epoch, 6),
@@ -234,9 +238,15 @@ class TrainRun:
         pairs = self.order.held_out()
         while batch := list(islice(pairs, self.config.batch_size)):
             self.runner.evaluate(batch, metrics)
-        means = {f"eval_{name}": value for name, value in metrics.of_all(self.parallel).means().items()}
+        means = {f"eval_{name}": value for name, value in self._means(metrics).items()}
         reporter.log({"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 6), **means})
         self.last_record |= means
+
+    def _means(self, metrics: MetricSums) -> dict[str, float]:
+        """Over all processes; those of pairs alone are left out where rejected responses are."""
+        means = metrics.of_all(self.parallel).means()
+        left_out = OF_PAIRS_ALONE if self.objective.chosen_only else ()
+        return {name: value for name, value in means.items() if not name.startswith(left_out)}
 
     def _speed(self) -> float:
         """Tokens per second since the last logged step."""

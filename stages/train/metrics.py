@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .losses import LossOutput, ResponseTokens
+from .losses.types import LossOutput, ResponseTokens
 from .parallel import Parallel
 
 PER_PAIR = (
@@ -19,6 +19,8 @@ PER_PAIR = (
     "logps/rejected",
     "phi",
 )
+OF_PAIRS_ALONE = ("rewards/", "logps/rejected", "phi", "f/")
+"""Beginnings of the metrics that say nothing where rejected responses are left out."""
 
 
 @dataclass
@@ -34,11 +36,9 @@ class MetricSums:
     f_max: float = float("-inf")
 
     @torch.no_grad()
-    def add(self, output: LossOutput, chosen: ResponseTokens, rejected: ResponseTokens, beta: float) -> None:
-        """Adds a batch. Rewards are beta * sum_t (log pi_theta - log pi_ref), without f, as every DPO trainer's."""
-        rewards_w, rewards_l = (
-            beta * side.masked_sum(side.policy_logps - side.ref_logps) for side in (chosen, rejected)
-        )
+    def add(self, output: LossOutput, chosen: ResponseTokens, rejected: ResponseTokens) -> None:
+        """Adds a batch."""
+        rewards_w, rewards_l = output.rewards_chosen, output.rewards_rejected
         per_pair = (
             output.losses,
             rewards_w,

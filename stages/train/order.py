@@ -24,11 +24,13 @@ class PairOrder:
         cache: the reward cache.
         seed: decides order and held-out pairs.
         eval_fraction: share of every row group that is held out.
+        chosen_only: give pairs without their rejected responses.
     """
 
-    def __init__(self, cache: RewardCache, *, seed: int, eval_fraction: float) -> None:
+    def __init__(self, cache: RewardCache, *, seed: int, eval_fraction: float, chosen_only: bool = False) -> None:
         self._cache = cache
         self._seed = seed
+        self._chosen_only = chosen_only
         self._groups = cache.row_groups
         # Rounding the running total, not each group, keeps the overall share right for small groups.
         ends = np.cumsum([group.rows for group in self._groups])
@@ -68,4 +70,5 @@ class PairOrder:
     def _read(self, group_and_rows: tuple[int, Rows]) -> list[ScoredPair]:
         number, rows = group_and_rows
         pairs = self._cache.read_pairs(self._groups[number])
-        return [pairs[row] for row in rows]
+        taken = [pairs[row] for row in rows]
+        return [pair.without_rejected() for pair in taken] if self._chosen_only else taken

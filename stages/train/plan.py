@@ -18,6 +18,7 @@ from ..models import ModelSource, pick_device, pick_dtype, resolve
 from . import memory
 from .config import TrainConfig
 from .lora import with_lora
+from .losses import LOSSES
 from .order import PairOrder
 
 
@@ -53,9 +54,11 @@ class Plan(NamedTuple):
     dtype: torch.dtype
     compute: torch.dtype
     lengths: tuple[int, int, int]
-    """p, c, r."""
+    """p, c, r; r is 0 where rejected responses are left out."""
     work: Work
     weights: int
+    reference: int
+    """Weights of the reference, for objectives that keep it in memory."""
     gradients: int
     optimizer: int
     logits: int
@@ -66,7 +69,7 @@ class Plan(NamedTuple):
         """The peak's estimate; with `shards`, what is sharded lies on that many GPUs."""
         kept = self.activations.recomputed if checkpointing else self.activations.kept
         sharded = (self.weights + self.gradients + self.optimizer) // shards
-        return sharded + self.logits + kept + self.activations.weight_copies
+        return sharded + self.reference + self.logits + kept + self.activations.weight_copies
 
 
 def make_plan(config: TrainConfig, speed: Speed) -> Plan:
@@ -83,7 +86,8 @@ def make_plan(config: TrainConfig, speed: Speed) -> Plan:
     on_gpu = speed.gpu is not None or pick_device(config.device).type != "cpu"
     dtype = pick_dtype(config.dtype or ("auto" if config.lora_rank else "float32"), source)
     compute = _compute_dtype(config, dtype, on_gpu)
-    lengths = _mean_lengths(cache)
+    objective = LOSSES[config.loss]
+    lengths = _mean_lengths(cache, chosen_only=objective.chosen_only)
     pass_pairs = max(1, (config.batch_tokens or DEFAULT_TOKENS) // sum(lengths))
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = _model_without_values(config, source, dtype)
@@ -95,6 +99,7 @@ def make_plan(config: TrainConfig, speed: Speed) -> Plan:
             lengths=lengths,
             work=_work(config, cache, size, lengths),
             weights=memory.weight_bytes(config, model),
+            reference=_reference_bytes(cache, source, size) if objective.needs_reference else 0,
             gradients=memory.gradient_bytes(model),
             optimizer=memory.optimizer_bytes(config, model),
             logits=memory.logits_bytes(model, pass_pairs * sum(lengths[1:]), compute, on_gpu=on_gpu),
@@ -135,7 +140,7 @@ def _compute_dtype(config: TrainConfig, dtype: torch.dtype, on_gpu: bool) -> tor
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "no": dtype}[precision]
 
 
-def _mean_lengths(cache: RewardCache) -> tuple[int, int, int]:
+def _mean_lengths(cache: RewardCache, *, chosen_only: bool) -> tuple[int, int, int]:
     rows = max(1, cache.manifest.rows)
     shards = cache.manifest.shards
     totals = (
@@ -144,7 +149,12 @@ def _mean_lengths(cache: RewardCache) -> tuple[int, int, int]:
         sum(shard.rejected_tokens for shard in shards),
     )
     p, c, r = (max(1, round(total / rows)) for total in totals)
-    return p, c, r
+    return p, c, 0 if chosen_only else r
+
+
+def _reference_bytes(cache: RewardCache, source: ModelSource, size: ModelSize) -> int:
+    """The reference is the policy's start, in the dtype that the cache was scored in."""
+    return size.parameters * pick_dtype(str(cache.manifest.fingerprint["dtype"]), source).itemsize
 
 
 def _work(config: TrainConfig, cache: RewardCache, size: ModelSize, lengths: tuple[int, int, int]) -> Work:
@@ -153,14 +163,15 @@ def _work(config: TrainConfig, cache: RewardCache, size: ModelSize, lengths: tup
     steps = config.max_steps or math.ceil(config.epochs * steps_per_epoch)
     pairs = round(order.train_pairs * steps / max(1, steps_per_epoch))
     p, c, r = lengths
-    tokens = p + c + r if config.attn_implementation is None else 2 * p + c + r
-    return Work(pairs, steps, pairs * (2 * p + c + r), pairs * tokens, pairs * _flops(config, size, lengths, tokens))
+    in_rows = (2 if r else 1) * p + c + r
+    tokens = p + c + r if config.attn_implementation is None else in_rows
+    return Work(pairs, steps, pairs * in_rows, pairs * tokens, pairs * _flops(config, size, lengths, tokens))
 
 
 def _flops(config: TrainConfig, size: ModelSize, lengths: tuple[int, int, int], tokens: int) -> float:
     """Of forward and backward pass of a mean pair."""
     p, c, r = lengths
-    attended = ((p + c) ** 2 + (p + r) ** 2) / 2
+    attended = ((p + c) ** 2 + (p + r) ** 2 * (r > 0)) / 2
     if config.attn_implementation is None:
         attended = (p + c) ** 2 / 2 + p * r + r**2 / 2
     forward = forward_flops(size, tokens=tokens, head_tokens=0, attended=attended)
@@ -168,7 +179,8 @@ def _flops(config: TrainConfig, size: ModelSize, lengths: tuple[int, int, int], 
     # The backward pass costs a product for the inputs, and one for the weights where these are trained; the head's
     # logits are always made twice, and the body runs twice with checkpointing.
     trains_all = config.lora_rank == 0
-    return forward * (2 + trains_all + config.gradient_checkpointing) + head * (3 + trains_all)
+    reference = forward + head if LOSSES[config.loss].needs_reference else 0.0
+    return forward * (2 + trains_all + config.gradient_checkpointing) + head * (3 + trains_all) + reference
 
 
 # For people
@@ -198,6 +210,7 @@ def _memory(config: TrainConfig, plan: Plan, speed: Speed) -> list[str]:
     now, other, flag = (recomputed, kept, "without") if checkpointing else (kept, recomputed, "with")
     parts = {
         "weights": plan.weights,
+        "reference": plan.reference,
         "gradients": plan.gradients,
         f"optimizer, {config.optim}": plan.optimizer,
         "half-precision copies of the weights": plan.activations.weight_copies,

@@ -8,10 +8,10 @@ import torch
 
 def status(record: dict[str, Any], device: torch.device) -> str:
     """Loss, accuracy, margin, speed and memory, from the last logged record."""
-    return (
-        f"loss {record['loss']:.3f} acc {record['rewards/accuracies']:.2f} "
-        f"margin {record['rewards/margins']:.3g} {_short(record['tokens_per_second'])} tok/s {memory(device)}"
-    )
+    parts = [f"loss {record['loss']:.3f}"]
+    if "rewards/margins" in record:
+        parts.append(f"acc {record['rewards/accuracies']:.2f} margin {record['rewards/margins']:.3g}")
+    return " ".join([*parts, f"{_short(record['tokens_per_second'])} tok/s {memory(device)}"])
 
 
 def memory(device: torch.device) -> str:

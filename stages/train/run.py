@@ -15,9 +15,11 @@ from .folder import FINISHED, RunFolder
 from .hub import open_repository, push
 from .loaded import LoadedModel
 from .loop import TrainRun
+from .losses import LOSSES
 from .optimizers import require_optimizer, require_spreads
 from .parallel import Parallel
 from .quantization import require_quantization
+from .shapes import find_shape
 from .trackers import require_installed
 
 
@@ -43,6 +45,7 @@ def train(config: TrainConfig, *, start: LoadedModel | None = None, tokenizer: A
     quiet_libraries()
     require_installed(config.report_to)
     require_optimizer(config, pick_device(config.device))
+    find_shape(config.f_shape)
     for name, why in config.idle.items():
         warn(f"--{name.replace('_', '-')} does nothing with {why}")
     cache = RewardCache(config.cache)
@@ -89,9 +92,9 @@ def _fitting_tokenizer(config: TrainConfig, cache: RewardCache, source: ModelSou
     manifest = cache.manifest
     if manifest.rows == 0:
         raise CacheError(f"{cache.storage} holds no pairs", fix="score a preference set with usable rows")
-    if config.loss == "tgdpo" and manifest.reward_kind == "none":
+    if LOSSES[config.loss].needs_rewards and manifest.reward_kind == "none":
         raise CacheError(
-            f"{cache.storage} was scored without guidance, so it has no token rewards",
+            f"{cache.storage} was scored without guidance, so it has no token rewards for --loss {config.loss}",
             fix="score it with --guidance, or train with --loss dpo",
         )
     if tokenizer is None:

@@ -18,9 +18,10 @@ from ...errors import TrainingError
 from ..budget import TokenBudget
 from ..logps import to_device
 from .finite import NOT_FINITE_FIX, listed
-from .losses import Loss, LossSettings, ResponseTokens
+from .losses.types import Loss, LossSettings, ResponseTokens
 from .metrics import MetricSums
 from .parallel import Parallel
+from .reference import Reference
 from .split import Pass, split
 
 
@@ -43,6 +44,8 @@ class StepRunner:
         settings: its hyperparameters.
         budget: tokens of one pass, padding included; with several processes a fixed number.
         layout: how `forward` takes pairs.
+        reference: for objectives that need its distributions; `forward` is then a `LogpsAndKl`.
+        per_token: the loss of a step is the mean over its chosen tokens, not over its pairs.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class StepRunner:
         *,
         budget: TokenBudget,
         layout: Layout,
+        per_token: bool = False,
+        reference: Reference | None = None,
     ) -> None:
         self._parallel = parallel
         self._forward = forward
@@ -61,6 +66,8 @@ class StepRunner:
         self._settings = settings
         self._budget = budget
         self._layout = layout
+        self._per_token = per_token
+        self._reference = reference
 
     def backward(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> Seen:
         """Computes the gradient of the mean loss over `pairs`, whatever passes and processes they are split into.
@@ -147,20 +154,27 @@ class StepRunner:
         """Losses [B] of one pass. `seen` [3, all pairs] gets how often, how often not finite, and the loss."""
         chosen, rejected = self._responses([pairs[i] for i in one.pairs], batch)
         output = self._loss(chosen, rejected, self._settings)
+        if self._per_token:
+            tokens = sum(len(pair.ids.chosen) for pair in pairs)
+            output = output._replace(losses=output.losses * (len(pairs) / tokens))
         if one.counts:
             losses = output.losses.detach()
             seen[:, one.pairs] += torch.stack([torch.ones_like(losses), (~torch.isfinite(losses)).float(), losses])
-            metrics.add(output, chosen, rejected, self._settings.beta)
+            metrics.add(output, chosen, rejected)
         return output.losses
 
     def _responses(self, pairs: Sequence[ScoredPair], batch: Batch) -> tuple[ResponseTokens, ResponseTokens]:
         """Forward of one pass: chosen and rejected."""
         device = self._parallel.device
-        logps_R = self._forward(to_device(batch, device))
+        on_device = to_device(batch, device)
+        if self._reference:
+            logps_R, kl_R = self._forward(on_device, self._reference.states(on_device))
+        else:
+            logps_R, kl_R = self._forward(on_device), None
         lengths = torch.from_numpy(batch.response_lengths).to(device)
         mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
-        policy_logps = logps_R.new_zeros(mask.shape)
-        policy_logps[mask] = logps_R
+        policy_logps = _scattered(logps_R, mask)
+        ref_kl = None if kl_R is None else _scattered(kl_R, mask)
 
         def side(first_row: int, ref_logps: list[Scores], rewards: list[Scores]) -> ResponseTokens:
             return ResponseTokens(
@@ -168,11 +182,19 @@ class StepRunner:
                 _padded(ref_logps, mask.shape[1]).to(device),
                 _padded(rewards, mask.shape[1]).to(device),
                 mask[first_row::2],
+                None if ref_kl is None else ref_kl[first_row::2],
             )
 
         chosen = side(0, [pair.chosen_ref_logps for pair in pairs], [pair.chosen_rewards for pair in pairs])
         rejected = side(1, [pair.rejected_ref_logps for pair in pairs], [pair.rejected_rewards for pair in pairs])
         return chosen, rejected
+
+
+def _scattered(flat_R: Tensor, mask: Tensor) -> Tensor:
+    """[2B, L] with `flat_R` where the mask is, zeros elsewhere."""
+    scattered = flat_R.new_zeros(mask.shape)
+    scattered[mask] = flat_R
+    return scattered
 
 
 def _padded(rows: Sequence[Scores], width: int) -> Tensor:

@@ -535,7 +535,7 @@ class TestCall:
             (["--beta", "nan"], ["--beta nan", "finite"]),
             (["--batch-size", 0], ["--batch-size 0", "greater than 0"]),
             (["--dtype", "float8"], ["--dtype", "float8", "'float32'"]),
-            (["--loss", "ppo"], ["--loss", "ppo", "'tgdpo'"]),
+            (["--loss", "ppo"], ["--loss", "no objective ppo", "tgdpo, dpo, simpo"]),
             (["--label-smoothing", 0.5], ["--label-smoothing 0.5", "less than 0.5"]),
             (["--eval-steps", 5], ["--eval-steps", "--eval-fraction"]),
             (["--report-to", "paper"], ["--report-to paper", "'tensorboard'"]),

@@ -46,7 +46,8 @@ class TestAgainstARun:
     """Steps and tokens."""
 
     @pytest.mark.parametrize(
-        "options", [[], ["--epochs", 2.5], ["--eval-fraction", 0.3], ["--max-steps", 2], ["--batch-size", 128]]
+        "options",
+        [[], ["--epochs", 2.5], ["--eval-fraction", 0.3], ["--max-steps", 2], ["--batch-size", 128], ["--loss", "sft"]],
     )
     def test_steps_and_tokens(
         self, options: list[Any], ok: Cli, scored: Path, models: Models, configured: Path, tmp_path: Path
@@ -111,6 +112,14 @@ class TestOnPaper:
         plan = planned(scored, big, **options)
         # The constants of 8-bit moments come on top of the round figure.
         assert (plan.weights + plan.gradients + plan.optimizer) / GIB == pytest.approx(gib, rel=0.006)
+
+    def test_the_reference_of_tdpo(self, scored: Path, big: Path) -> None:
+        """In the dtype of the cache, float32 here."""
+        plain, tdpo = (planned(scored, big, **options) for options in ({}, {"loss": "tdpo1", "reference": "reference"}))
+        assert plain.reference == 0
+        assert tdpo.total(checkpointing=False) - plain.total(checkpointing=False) == tdpo.reference
+        assert tdpo.reference / GIB == pytest.approx(29.9, rel=0.006)
+        assert tdpo.work.flops > plain.work.flops
 
     def test_checkpointing_keeps_the_layers_inputs(self, scored: Path, big: Path) -> None:
         plan = planned(scored, big, dtype="bfloat16", batch_tokens=8192)

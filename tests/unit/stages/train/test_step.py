@@ -15,7 +15,8 @@ from tgdpo.data.tokenization import PairIds
 from tgdpo.errors import TrainingError
 from tgdpo.stages.budget import TokenBudget
 from tgdpo.stages.logps import DeviceBatch
-from tgdpo.stages.train.losses import LOSSES, LossSettings
+from tgdpo.stages.train.losses import LOSSES
+from tgdpo.stages.train.losses.types import LossSettings
 from tgdpo.stages.train.metrics import MetricSums
 from tgdpo.stages.train.parallel import Parallel
 from tgdpo.stages.train.step import Seen, StepRunner
@@ -64,7 +65,7 @@ def pairs() -> list[ScoredPair]:
 def step(
     parallel: Parallel, device: SmallDevice, pairs: list[ScoredPair], budget: TokenBudget
 ) -> tuple[Seen, MetricSums, Tensor]:
-    runner = StepRunner(parallel, device, LOSSES["tgdpo"], LossSettings(), budget=budget, layout="packed")
+    runner = StepRunner(parallel, device, LOSSES["tgdpo"].load(), LossSettings(), budget=budget, layout="packed")
     metrics = MetricSums()
     seen = runner.backward(pairs, metrics)
     assert device.logits.grad is not None
