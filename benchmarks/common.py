@@ -88,6 +88,43 @@ def in_process(script: str, variant: str, arguments: Sequence[str], threads: int
     return result
 
 
+_CALL = """
+import json, resource, sys, time
+start = time.perf_counter()
+from tgdpo import cli
+sys.argv = ["tgdpo", *sys.argv[1:]]
+try:
+    cli.main()
+except SystemExit as exit_:
+    assert exit_.code == 0, exit_.code
+used = resource.getrusage(resource.RUSAGE_SELF)
+# ru_maxrss begins with what the process that started this one had; VmHWM is this program's own.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+found = {
+    "seconds": time.perf_counter() - start,
+    "cpu": used.ru_utime + used.ru_stime,
+    "peak_mb": int(peak.split()[1]) / 1024,
+}
+print(json.dumps(found), file=sys.stderr)
+"""
+
+
+def run_tgdpo(*arguments: object) -> dict[str, float]:
+    """Runs the command line in a process of its own, one thread.
+
+    Returns:
+        `seconds`, `cpu` seconds of the processor, and `peak_mb`, its highest resident memory.
+    """
+    command = [sys.executable, "-c", _CALL, *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    )
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    result: dict[str, float] = json.loads(done.stderr.splitlines()[-1])
+    return result
+
+
 def machine() -> str:
     """One line on what the figures were measured on."""
     gpu = f"{torch.cuda.get_device_name()}, " if DEVICE.type == "cuda" else ""

@@ -10,48 +10,15 @@ memory, and the size of the page. Each figure is of a process of its own, one th
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from common import machine, table
+from common import machine, run_tgdpo, table
 from loader import make_cache, make_policy
-
-_CALL = """
-import json, resource, sys, time
-start = time.perf_counter()
-from tgdpo import cli
-sys.argv = ["tgdpo", *sys.argv[1:]]
-try:
-    cli.main()
-except SystemExit as exit_:
-    assert exit_.code == 0, exit_.code
-used = resource.getrusage(resource.RUSAGE_SELF)
-# ru_maxrss begins with what the process that started this one had; VmHWM is this program's own.
-peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-found = {
-    "seconds": time.perf_counter() - start,
-    "cpu": used.ru_utime + used.ru_stime,
-    "peak_mb": int(peak.split()[1]) / 1024,
-}
-print(json.dumps(found), file=sys.stderr)
-"""
-
-
-def measure(*arguments: object) -> dict[str, float]:
-    """Runs the command line in a process of its own."""
-    command = [sys.executable, "-c", _CALL, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        sys.exit(done.stderr[-3000:])
-    result: dict[str, float] = json.loads(done.stderr.splitlines()[-1])
-    return result
 
 
 def main() -> None:
+    """Prints one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--full", action="store_true", help="also read all pairs")
@@ -67,7 +34,7 @@ def main() -> None:
             if options.full:
                 calls |= {"full": ("--full",), "page, full": ("--full", "--html", page)}
             for call, arguments in calls.items():
-                found = measure("inspect", cache, "--tokenizer", folder / "policy", *arguments)
+                found = run_tgdpo("inspect", cache, "--tokenizer", folder / "policy", *arguments)
                 size = f"{page.stat().st_size / 1e6:.2f}" if "--html" in arguments else ""
                 rows.append(
                     [

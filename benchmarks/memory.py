@@ -6,16 +6,13 @@ random words, and prints the highest resident memory of each. It should not grow
 
 import argparse
 import json
-import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from common import machine, table
+from common import machine, run_tgdpo, table
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from support import make_model, make_tokenizer
@@ -50,28 +47,14 @@ def write_pairs(path: Path, count: int) -> Path:
     return path
 
 
-def peak_of(*arguments: object) -> tuple[float, float]:
-    """Seconds and peak resident MB of one `tgdpo` process."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "tgdpo", *map(str, arguments)]
-    start = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr
-    stderr = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(command)} failed:\n{stderr.decode()[-3000:]}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
-
-
-def measure(folder: Path, stages: list[str], count: int, shard: int) -> dict[str, tuple[float, float]]:
+def measure(folder: Path, stages: list[str], count: int, shard: int) -> dict[str, dict[str, float]]:
     """Seconds and peak MB of each stage with `count` pairs."""
     model, pairs, cache = folder / "model", write_pairs(folder / "pairs.jsonl", count), folder / "cache"
     results = {}
     call = ("score", "--dataset", pairs, "--reference", model, "--output", cache, "--pairs-per-shard", shard)
-    results["score"] = peak_of(*call)
+    results["score"] = run_tgdpo(*call)
     if "train" in stages:
-        results["train"] = peak_of(
+        results["train"] = run_tgdpo(
             *("train", "--cache", cache, "--model", model, "--output", folder / "policy", "--loss", "dpo"),
             *("--batch-size", 256, "--device", "cpu"),
         )
@@ -94,9 +77,10 @@ def main() -> None:
         small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
         make_model(Path(folder) / "model", make_tokenizer(chat=False), seed=0, **small, num_key_value_heads=1)
         for count in options.pairs:
-            for stage, (seconds, peak) in measure(Path(folder), options.stage, count, options.pairs_per_shard).items():
+            for stage, used in measure(Path(folder), options.stage, count, options.pairs_per_shard).items():
+                peak = used["peak_mb"]
                 share = peak / first.setdefault(stage, peak)
-                rows.append([stage, f"{count:,}", f"{seconds:.0f}", f"{peak:,.0f}", f"{share:.3f}"])
+                rows.append([stage, f"{count:,}", f"{used['seconds']:.0f}", f"{peak:,.0f}", f"{share:.3f}"])
     print(table(rows))
 
 
