@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -74,7 +75,18 @@ def peak_mb() -> float:
     """Highest memory of this process so far: what PyTorch held on the GPU, else resident memory."""
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():  # ru_maxrss begins with what the process that started this one had
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def reset_peak() -> None:
+    """`peak_mb` counts from what is held now, where the system can do that."""
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def in_process(script: str, variant: str, arguments: Sequence[str], threads: int) -> dict[str, Any]:

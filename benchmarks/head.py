@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from common import DEVICE, MODELS, in_process, machine, measure, peak_mb, table
+from common import DEVICE, MODELS, in_process, machine, measure, peak_mb, reset_peak, table
 from torch import Tensor
 
 from tgdpo.stages.head import LogitTransform, target_logps
@@ -65,6 +65,7 @@ def run_variant(variant: str, name: str, dtype: str, tokens: int, repeats: int) 
     weight = (torch.randn(vocabulary, size, device=DEVICE) / size**0.5).to(getattr(torch, dtype)).requires_grad_()
     targets = torch.randint(0, vocabulary, (tokens,), device=DEVICE)
     factors = torch.randn(tokens, device=DEVICE)
+    reset_peak()
     before = peak_mb()
 
     def step(_: int) -> float:

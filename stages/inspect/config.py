@@ -33,7 +33,8 @@ class InspectConfig(Settings):
     """Strength of the KL constraint."""
     beta_r: float | None = option(F, None, ge=0)
     """Factor of the token rewards. Default: beta."""
-    f_shape: Literal["linear", "sigmoid"] = option(F, "linear")
-    """Shape of f: linear is 1 +- alpha r, sigmoid is 1 +- alpha (2 sigmoid(r) - 1)."""
+    f_shape: Literal["linear", "sigmoid", "clipped-linear"] = option(F, "linear")
+    """Shape g of f = 1 +- alpha g(r): linear is r, sigmoid 2 sigmoid(r) - 1, clipped-linear r within [-1, 1]. Shapes
+    that compare a response's tokens with one another are not shown."""
     f_clip: float | None = option(F, None, gt=0)
     """Keep f within 1 +- this bound. Default: f is not clipped."""

@@ -14,6 +14,7 @@ SHAPES: dict[str, Callable[[Values], Values]] = {
     "linear": lambda r: r,
     # 2 sigmoid(r) - 1
     "sigmoid": lambda r: np.tanh(r / 2),
+    "clipped-linear": lambda r: np.clip(r, -1, 1),
 }
 
 

@@ -1,6 +1,10 @@
 // The browser of a reward cache: f at a changing alpha, and pairs with their tokens coloured by reward.
 const SIDES = ["chosen", "rejected"];
-const SHAPES = { linear: (r) => r, sigmoid: (r) => Math.tanh(r / 2) };
+const SHAPES = {
+  linear: (r) => r,
+  sigmoid: (r) => Math.tanh(r / 2),
+  "clipped-linear": (r) => Math.min(1, Math.max(-1, r)),
+};
 const NATS = 1000; // scores come in thousandths of a nat
 
 const number = (value, digits = 3) => value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });

@@ -9,7 +9,8 @@ import torch
 from tgdpo.stages.inspect.config import InspectConfig
 from tgdpo.stages.inspect.modulation import SHAPES, Modulation
 from tgdpo.stages.train.config import TrainConfig
-from tgdpo.stages.train.losses import LossSettings, ResponseTokens, tgdpo
+from tgdpo.stages.train.losses.dpo import tgdpo
+from tgdpo.stages.train.losses.types import LossSettings, ResponseTokens
 from tgdpo.stages.train.shapes import SHAPES as TRAIN_SHAPES
 
 
@@ -21,7 +22,7 @@ def trained_f(rewards: np.ndarray, settings: LossSettings) -> tuple[np.ndarray, 
     return output.f_chosen[0].numpy(), output.f_rejected[0].numpy()
 
 
-@pytest.mark.parametrize("shape", TRAIN_SHAPES)
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("clip", [None, 0.3])
 @pytest.mark.parametrize("beta_r", [None, 0.0, 1.7])
 def test_f_is_that_of_the_loss(shape: str, clip: float | None, beta_r: float | None) -> None:
@@ -34,8 +35,9 @@ def test_f_is_that_of_the_loss(shape: str, clip: float | None, beta_r: float | N
 
 
 def test_the_options_of_f_are_those_of_training() -> None:
-    assert SHAPES.keys() == TRAIN_SHAPES.keys()
-    for name in ("alpha", "beta", "beta_r", "f_shape", "f_clip"):
+    assert SHAPES.keys() == TRAIN_SHAPES.keys() - {"rank"}
+    assert get_args(InspectConfig.model_fields["f_shape"].annotation) == tuple(SHAPES)
+    for name in ("alpha", "beta", "beta_r", "f_clip"):
         ours, theirs = InspectConfig.model_fields[name], TrainConfig.model_fields[name]
         assert (ours.annotation, ours.default, ours.metadata) == (theirs.annotation, theirs.default, theirs.metadata)
         assert get_args(ours.annotation) == get_args(theirs.annotation)
