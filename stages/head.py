@@ -18,7 +18,7 @@ from torch import Tensor
 
 BLOCK_BYTES = 2**28
 """A block's logits on an accelerator. Half-precision ones have a float32 copy beside them."""
-CPU_BLOCK_BYTES = 2**25
+CPU_BLOCK_BYTES = 2**24
 CPU_SLICE_BYTES = 2**21
 """A slice's logits in float32."""
 
