@@ -2,7 +2,7 @@
 
     pip install -e '.[study]'
     python benchmarks/study --output study              # stories (with ../shared beside the checkout) and sorting
-    python benchmarks/study --output smoke --smoke      # all of it in under two minutes, on a task of its own
+    python benchmarks/study --output smoke --smoke      # all of it in a small form, on a task of its own
 
 Raw results lie in OUTPUT/TASK/results.parquet (a row per run and prompt) and curves.parquet (a row per run and step),
 tables in OUTPUT/TASK/report.md, figures beside it.
