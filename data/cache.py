@@ -83,13 +83,20 @@ class RewardCache:
 
     @cached_property
     def row_groups(self) -> list[RowGroup]:
-        """All row groups in the cache's order, computed from the manifest without opening a shard."""
-        size = self.manifest.row_group_pairs
-        return [
-            RowGroup(number, group, min(size, shard.rows - group * size))
-            for number, shard in enumerate(self.manifest.shards)
-            for group in range(-(-shard.rows // size))
-        ]
+        """All row groups in the cache's order, computed from the manifest without opening a shard.
+
+        Raises:
+            CacheError: a shard is missing or of another size than the manifest says.
+        """
+        # What is counted here from the manifest alone is no longer than files that are really there.
+        for shard in self.manifest.shards:
+            self._require(size_problem(self.storage, shard))
+        return [group for number in range(len(self.manifest.shards)) for group in self.row_groups_of(number)]
+
+    def row_groups_of(self, shard: int) -> list[RowGroup]:
+        """The row groups of one shard, computed from the manifest."""
+        size, rows = self.manifest.row_group_pairs, self.manifest.shards[shard].rows
+        return [RowGroup(shard, group, min(size, rows - group * size)) for group in range(-(-rows // size))]
 
     @contextmanager
     def open_shard(self, number: int) -> Iterator[pq.ParquetFile]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import CacheError
 from .files import replace
@@ -22,6 +22,9 @@ Fingerprint = dict[str, Any]
 ENVIRONMENT_FIELDS = ("device", "torch", "transformers", "vllm", "pyarrow", "tgdpo")
 """Fields of the fingerprint that say where a cache was made. They must agree while it is being written, so that one
 cache never mixes two library versions; a finished cache stays what it is after an upgrade."""
+
+ROW_GROUP_BYTES = 100
+"""What a row group takes at the least, in a file of this format: its entry in the footer alone is several times this."""
 
 
 class _Record(BaseModel):
@@ -98,6 +101,14 @@ class Manifest(_Record):
     shards: list[Shard]
     engine_check: EngineCheck | None = None
     """Set by `--check-against`."""
+
+    @model_validator(mode="after")
+    def _row_groups_fit_into_their_files(self) -> "Manifest":
+        # Readers make lists as long as what is counted here, and the counts may be anybody's.
+        for shard in self.shards:
+            if -(-shard.rows // self.row_group_pairs) * ROW_GROUP_BYTES > shard.bytes:
+                raise ValueError(f"{shard.name} counts more rows than its bytes can hold")
+        return self
 
     @property
     def rows(self) -> int:

@@ -1,6 +1,7 @@
 """Checks a reward cache against its manifest: every byte, every row, every count."""
 
 import hashlib
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,7 @@ def _check_files(cache: RewardCache) -> list[str]:
 
 
 def _repeated(names: list[str]) -> list[str]:
-    return sorted({name for name in names if names.count(name) > 1})
+    return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
 def _check_rows(cache: RewardCache, number: int, seen: set[str]) -> list[str]:
@@ -59,7 +60,7 @@ def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set
     if file.metadata.num_rows != shard.rows:
         return [f"{shard.name} has {file.metadata.num_rows} rows, the manifest says {shard.rows}"]
     groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups) if shard.rows]
-    if groups != [group.rows for group in cache.row_groups if group.shard == number]:
+    if groups != [group.rows for group in cache.row_groups_of(number)]:
         return [f"{shard.name} has row groups of {groups} rows, the manifest says {cache.manifest.row_group_pairs}"]
     problems = []
     tokens = dict.fromkeys(("prompt", "chosen", "rejected"), 0)

@@ -149,7 +149,7 @@ def _footer_ranges(cache: RewardCache, columns: list[str]) -> dict[str, list[tup
 
 
 def _shard_ranges(cache: RewardCache, shard: int, columns: list[str]) -> dict[str, list[tuple[Any, Any] | None]]:
-    count = sum(group.shard == shard for group in cache.row_groups)
+    count = len(cache.row_groups_of(shard))
     if count == 0:
         return {column: [] for column in columns}
     with cache.open_shard(shard) as file:

@@ -6,6 +6,7 @@ What may come is one of the package's own errors, in one line. TGDPO_FUZZ is the
 import json
 import os
 import random
+import re
 import resource
 import shutil
 from collections.abc import Callable
@@ -54,6 +55,16 @@ def fuzzed(kind: str) -> Callable[[Any], Any]:
         database=None,
         print_blob=True,
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded() -> Any:
+    """An input that asks for gigabytes gets a MemoryError, not the machine's last page."""
+    used = int(re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (used + 4 * MEGABYTES * 2**20, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
 @pytest.fixture(autouse=True)

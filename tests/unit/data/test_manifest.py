@@ -102,6 +102,18 @@ def test_shards_with_impossible_values_are_refused(changes: dict[str, Any], fold
         Manifest.read(folder)
 
 
+@pytest.mark.parametrize("rows", [10**6, 10**12, 10**30])
+def test_no_more_rows_than_the_bytes_can_hold(rows: int, folder: Path) -> None:
+    """Readers list the row groups: the count in a file of anybody's is not to decide how much memory that takes."""
+    edit_shard(folder, rows=rows)
+    with pytest.raises(CacheError, match="counts more rows than its bytes can hold"):
+        Manifest.read(folder)
+    edit_shard(folder, rows=rows, bytes=rows * 1000)
+    cache = RewardCache(folder)
+    with pytest.raises(CacheError, match=r"has \d+ bytes, the manifest says"):
+        cache.row_groups  # noqa: B018
+
+
 def test_a_folder_without_one_is_not_finished(folder: Path, tmp_path: Path) -> None:
     (folder / MANIFEST_NAME).unlink()
     with pytest.raises(CacheError, match="not finished"):
