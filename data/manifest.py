@@ -24,7 +24,7 @@ ENVIRONMENT_FIELDS = ("device", "torch", "transformers", "vllm", "pyarrow", "tgd
 cache never mixes two library versions; a finished cache stays what it is after an upgrade."""
 
 ROW_GROUP_BYTES = 100
-"""What a row group takes at the least, in a file of this format: its entry in the footer alone is several times this."""
+"""At the least, in a file of this format: its entry in the footer alone is several times this."""
 
 
 class _Record(BaseModel):
