@@ -39,8 +39,7 @@ def why_not_writable(url: str) -> str | None:
     if credentials_in(url):
         return "the URL holds credentials; put them into the environment instead"
     if _scheme(url) not in WRITABLE:
-        kinds = ", ".join(f"{kind}://" for kind in PACKAGES)
-        return f"what is written goes to a folder or to {kinds}; copy it there when it is finished"
+        return "what is written goes to a folder or to s3://, gs:// or abfs://; copy it there when it is finished"
     if any(character in url for character in "*?[]"):
         return "the URL holds * ? [ or ], which stand for other characters; name it without"
     return None

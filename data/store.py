@@ -244,10 +244,8 @@ class ObjectStore(Store):
         def put() -> bool:
             try:
                 self._files.pipe_file(self._path(name), content, mode="create")
-            except FileNotFoundError:
-                raise
             except Exception:
-                # Each library has another error for a name that is taken. After a lost answer it is taken by this file.
+                # Each library has other errors for a name that is taken. After a lost answer it is taken by this file.
                 with suppress(FileNotFoundError):
                     return bool(self._files.cat_file(self._path(name)) == content)
                 raise
