@@ -96,14 +96,15 @@ def _write_lines(path: Path, shards: Iterator[list[SetAsideRow]]) -> None:
 
 def _note_finished(folder: OutputFolder, shard: int, count: int) -> FinishedShard:
     file = folder.shard(shard, count)
-    described = FinishedShard(shard=_describe(file), lost=_lost_rows(folder.tokens(shard), file))
-    folder.entry(shard).replace(lambda path: path.write_text(described.model_dump_json()), mode=0o600)
-    return described
+    described = _describe(file)
+    tokens = folder.tokens(shard)
+    lost = [] if described.rows == tokens.rows() else _lost_rows(tokens, file)
+    finished = FinishedShard(shard=described, lost=lost)
+    folder.entry(shard).replace(lambda path: path.write_text(finished.model_dump_json()), mode=0o600)
+    return finished
 
 
 def _lost_rows(tokens: StoredFile, shard: StoredFile) -> list[SetAsideRow]:
-    if shard.rows() == tokens.rows():
-        return []
     prepared, scored = (file.table(["source_row"])["source_row"].to_pylist() for file in (tokens, shard))
     return [
         SetAsideRow(source_row=row, reason=Reason.NON_FINITE, detail="") for row in sorted(set(prepared) - set(scored))
@@ -111,11 +112,8 @@ def _lost_rows(tokens: StoredFile, shard: StoredFile) -> list[SetAsideRow]:
 
 
 def _describe(file: StoredFile) -> Shard:
-    tokens = {
-        f"{part}_tokens": pc.sum(pc.list_value_length(column)).as_py() or 0
-        for part, column in (
-            (part, file.table([f"{part}_ids"])[f"{part}_ids"]) for part in ("prompt", "chosen", "rejected")
-        )
-    }
+    parts = ("prompt", "chosen", "rejected")
+    ids = file.table([f"{part}_ids" for part in parts])
+    tokens = {f"{part}_tokens": pc.sum(pc.list_value_length(ids[f"{part}_ids"])).as_py() or 0 for part in parts}
     size, sha256 = file.size_and_sha256()
-    return Shard(name=file.name, rows=file.rows(), bytes=size, sha256=sha256, **tokens)
+    return Shard(name=file.name, rows=len(ids), bytes=size, sha256=sha256, **tokens)

@@ -81,7 +81,8 @@ class OutputFolder:
 
     def shard_count(self) -> int | None:
         """The number of shards, None before the set was read to its end."""
-        return int(json.loads(self._shards.read())) if self._shards.exists() else None
+        (content,) = self.contents([self._shards])
+        return None if content is None else int(json.loads(content))
 
     def set_shard_count(self, count: int) -> None:
         """Notes the number of shards."""
@@ -147,9 +148,8 @@ class OutputFolder:
         return False
 
     def _their_settings(self) -> Fingerprint | None:
-        if not self._settings.exists():
-            return None
-        theirs: Fingerprint = json.loads(self._settings.read())
+        (content,) = self.contents([self._settings])
+        theirs: Fingerprint | None = None if content is None else json.loads(content)
         return theirs
 
     def _holds_something_else(self) -> bool:

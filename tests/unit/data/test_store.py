@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tgdpo.data import store as module
+from tgdpo.data import object_store as module
 from tgdpo.data.files import sha256_file
-from tgdpo.data.store import LISTED_FROM, LocalStore, ObjectStore, Store, open_store
+from tgdpo.data.object_store import LISTED_FROM, ObjectStore
+from tgdpo.data.store import LocalStore, Store, open_store
 from tgdpo.errors import StorageError, UsageError
 
 
