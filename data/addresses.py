@@ -15,8 +15,8 @@ PACKAGES = {
     "az": "adlfs",
 }
 """The package that opens URLs of a kind. All of these stores have a request that makes a file only where none of its
-name is. In one without, the second of two writers would replace what the first has noted the hash of, so that nothing is
-written to others."""
+name is. In one without, the second of two writers would replace what the first has noted the hash of: nothing is
+written there."""
 
 
 def is_url(location: str) -> bool:
