@@ -39,5 +39,6 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 html_theme_options = {"navigation_with_keys": True}
+pygments_dark_style = "github-dark"
 html_show_sphinx = False
 html_copy_source = False

@@ -47,11 +47,8 @@ def described(name: str, command: Any) -> Iterator[str]:
 def described_parameter(names: str, text: str) -> Iterator[str]:
     """`text` ends with what is said in brackets of default and range."""
     text, _, details = text.partition("  [")
-    # A name and its value: an equals sign would be part of the name.
-    yield from (f"````{{option}} {names}", text)
-    if details:
-        yield from ("", re.sub(r"(default: )\(?(.+?)\)?(?=;|$)", r"\1`\2`", details.removesuffix("]")))
-    yield from ("````", "")
+    said = re.sub(r"default: \(?(.+?)\)?(?=;|$)", r"default `\1`", details.removesuffix("]"))
+    yield from (f"````{{option}} {names}", f"{text} [{said}]" if said else text, "````", "")
 
 
 def panel_of(parameter: Any) -> str:
