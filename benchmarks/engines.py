@@ -35,7 +35,8 @@ from tgdpo.stages.models import pick_device, resolve
 from tgdpo.stages.score.engines import Engine, EngineSpec, engine_class
 from tgdpo.stages.score.engines.dummy import DummyEngine
 from tgdpo.stages.score.engines.process import ProcessEngine
-from tgdpo.stages.score.engines.vllm import InProcessVllm, VllmEngine, installed_version
+from tgdpo.stages.score.engines.vllm import VllmEngine, installed_version
+from tgdpo.stages.score.engines.vllm_worker import InProcessVllm
 
 VARIANTS = ["vllm-plain", "vllm", "transformers"]
 BATCH_TOKENS = 4096

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from tgdpo.stages.score.engines import EngineSpec
-from tgdpo.stages.score.engines.vllm import InProcessVllm, VllmEngine
+from tgdpo.stages.score.engines.vllm import VllmEngine
+from tgdpo.stages.score.engines.vllm_worker import InProcessVllm
 
 
 class VllmV2Engine(VllmEngine):

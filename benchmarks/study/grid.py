@@ -38,7 +38,7 @@ class Grid:
     """The sizes of a study on one task."""
 
     seeds: int = 5
-    learning_rates: tuple[float, ...] = (3e-5, 1e-4)
+    learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     """One of them is chosen per method, on prompts that the tables do not use."""
     methods: tuple[str, ...] = METHODS
     guides: tuple[str, ...] = GUIDES
@@ -49,6 +49,7 @@ class Grid:
     """Held-out prompts at most; even ones choose learning rates, odd ones make the tables."""
     batch_size: int = 32
     guide_learning_rate: float = 1e-4
+    """Of the guides, and of what is trained to convergence."""
     weak_share: float = 0.125
     """Steps of the weak guide, as a share of the guide's."""
     epochs_to_convergence: float = 6.0
@@ -74,17 +75,16 @@ class Grid:
                 yield Spec("main", method, learning_rate, seed, self.guides[0] if method == "sepo" else "")
 
     def _convergence(self) -> Iterator[Spec]:
-        learning_rate = self.learning_rates[-1]
         for seed in range(self.seeds):
             for method in CONVERGING:
                 if method in self.methods:
-                    yield Spec("convergence", method, learning_rate, seed)
+                    yield Spec("convergence", method, self.guide_learning_rate, seed)
             for alpha in self.alphas:
-                yield Spec("convergence", "tgdpo", learning_rate, seed, self.guides[0], alpha)
+                yield Spec("convergence", "tgdpo", self.guide_learning_rate, seed, self.guides[0], alpha)
 
 
 STORIES = Grid()
-SORTING = Grid(learning_rates=(2e-5, 5e-5), guide_learning_rate=5e-5)
+SORTING = Grid(learning_rates=(2e-5, 5e-5, 1e-4), guide_learning_rate=5e-5)
 SMOKE = Grid(
     seeds=2,
     learning_rates=(1e-3,),

@@ -22,6 +22,7 @@ from judging import answers
 from tasks import SMOKE_SIZES, Task, sorting, stories
 
 from tgdpo.data.files import publish
+from tgdpo.pipeline.demo.run import torch_threads
 from tgdpo.stages.console import meter
 from tgdpo.stages.score.config import ScoreConfig
 from tgdpo.stages.score.run import score
@@ -158,17 +159,6 @@ class Study:
             pd.read_json(self.run_folder(spec) / "metrics.jsonl", lines=True).assign(**asdict(spec)) for spec in specs
         ]
         return pd.concat(frames, ignore_index=True)
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Any:
-    """With more, sums come in another order, and figures would depend on the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def default_workers() -> int:

@@ -51,7 +51,7 @@ def demo(output: Path, *, seed: int, sizes: DemoSizes = DEFAULT_SIZES) -> str:
     quiet_libraries()
     folder = DemoFolder(output.expanduser())
     folder.claim(seed, sizes)
-    with _threads(THREADS):
+    with torch_threads(THREADS):
         made = DemoRun(folder, seed, sizes).finish()
     return report(folder, judge(folder.answers), made, seed=seed, sizes=sizes)
 
@@ -143,7 +143,8 @@ class DemoRun:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
+    """With more, sums come in another order, and figures would depend on the machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
