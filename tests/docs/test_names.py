@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,10 @@ def test_options_exist(page: Path) -> None:
 
 
 def table_of(page: Path, heading: str) -> list[list[str]]:
-    """Cells of the table under a heading, without its first two lines."""
-    section = page.read_text().split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    rows = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("|")]
-    return [[cell.strip().replace("\\", "") for cell in row] for row in rows[2:]]
+    """Cells of the first table under a heading, without its first two lines."""
+    section = page.read_text().split(f"## {heading}\n", 1)[1]
+    lines = takewhile(lambda line: line.startswith("|"), section[section.index("\n|") + 1 :].splitlines())
+    return [[cell.strip().replace("\\", "") for cell in line.strip("|").split(" | ")] for line in lines][2:]
 
 
 CACHE_FORMAT = ROOT / "docs" / "cache-format.md"
