@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 
-.PHONY: demo test test-ray test-vllm faults lint format install clean
+.PHONY: demo docs test test-ray test-vllm faults lint format install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tgdpo demo
@@ -22,6 +22,11 @@ test-ray: $(VENV)-ray/.installed
 faults: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 TGDPO_KILLS=20 TGDPO_SCORE_KILLS=100 TGDPO_SYSCALL_STEP=1 TGDPO_FLIPS=1000 TGDPO_FUZZ=100000 \
 		$(BIN)/python -m pytest tests/faults
+
+# The documentation site, in site/html/. A broken link or reference is an error.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs site/html
+	@echo "open site/html/index.html"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -64,4 +69,4 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-ray $(VLLM_VENV) build *.egg-info tgdpo-demo
+	rm -rf $(VENV) $(VENV)-ray $(VLLM_VENV) build site *.egg-info tgdpo-demo
