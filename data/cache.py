@@ -115,6 +115,16 @@ class RewardCache:
         with self.open_shard(group.shard) as file:
             return file.read_row_group(group.number, columns=columns)
 
+    def read_shard(self, number: int) -> pa.Table:
+        """All rows and columns of a shard, once its SHA-256 was compared with the manifest's.
+
+        Raises:
+            CacheError: the shard has changed or is damaged.
+        """
+        self._require_unchanged(number)
+        with self.open_shard(number) as file:
+            return file.read()
+
     def read_pairs(self, group: RowGroup) -> list[ScoredPair]:
         """The rows of one row group as pairs; the arrays are views of the decoded columns.
 

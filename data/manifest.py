@@ -19,7 +19,7 @@ RewardKind = Literal["log-ratio", "token-classification", "none"]
 Fingerprint = dict[str, Any]
 """Everything that decides a score, flat: field name to a JSON value."""
 
-ENVIRONMENT_FIELDS = ("device", "torch", "transformers", "vllm", "pyarrow", "tgdpo")
+ENVIRONMENT_FIELDS = ("device", "torch", "transformers", "vllm", "pyarrow", "tgdpo", "reference_environment")
 """Fields of the fingerprint that say where a cache was made. They must agree while it is being written, so that one
 cache never mixes two library versions; a finished cache stays what it is after an upgrade."""
 

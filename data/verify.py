@@ -97,10 +97,11 @@ def _check_counts(cache: RewardCache) -> list[str]:
         problems.append(f"the shards hold {cache.manifest.rows} rows, the manifest counts {counts.scored} scored")
     if counts.read != counts.scored + counts.set_aside:
         problems.append(f"{counts.read} rows read is not {counts.scored} scored + {counts.set_aside} set aside")
-    return problems + _check_set_aside(cache)
+    return problems + set_aside_problems(cache)
 
 
-def _check_set_aside(cache: RewardCache) -> list[str]:
+def set_aside_problems(cache: RewardCache) -> list[str]:
+    """What is wrong with the list of rows set aside."""
     content = cache.storage.read(SET_ASIDE_NAME) if SET_ASIDE_NAME in cache.storage.files else b""
     lines, expected = content.count(b"\n"), cache.manifest.counts.set_aside
     if lines != expected:

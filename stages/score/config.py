@@ -16,8 +16,9 @@ WORKERS, PLAN = "Many workers", "Planning"
 class ScoreConfig(Settings):
     """Everything that `tgdpo score` can be told."""
 
-    dataset: str = option(DATA)
-    """A JSON, JSONL, Parquet or CSV file, a folder of them, or a dataset of the Hugging Face hub."""
+    dataset: str | None = option(DATA, None)
+    """A JSON, JSONL, Parquet or CSV file, a folder of them, or a dataset of the Hugging Face hub. Required without
+    --reuse."""
     split: str = option(DATA, "train")
     """Split of the dataset."""
     dataset_config: str | None = option(DATA, None)
@@ -34,6 +35,9 @@ class ScoreConfig(Settings):
     """Stop if more than this share of the rows cannot be used."""
     allow_control_tokens: bool = option(DATA, False)
     """Keep plain-text rows that hold control tokens, for text already rendered with a chat template."""
+    reuse: str | None = option(DATA, None)
+    """Take pairs, reference log-probabilities and rows set aside from this finished cache, a folder or a URL, with its
+    settings; only what it lacks is scored, into another --output."""
 
     reference: str | None = option(MODELS, None)
     """Reference model: a folder or hub name, NAME@REVISION for a revision. Default: the base of a guidance adapter."""
@@ -135,6 +139,19 @@ class ScoreConfig(Settings):
         if worker is not None:
             Share.parse(worker)
         return worker
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_pairs(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("dataset") is None and given.get("reuse") is None:
+            raise ValueError("--dataset is missing; name the preference set, or a finished cache with --reuse")
+        return given
+
+    @model_validator(mode="after")
+    def _has_something_to_do(self) -> "ScoreConfig":
+        if self.reuse and not self.guidance:
+            raise ValueError("--reuse alone would copy the cache; name the model to score with --guidance")
+        return self
 
     @model_validator(mode="after")
     def _options_of_one_launcher(self) -> "ScoreConfig":

@@ -25,8 +25,10 @@ from ..models import ModelSource
 from .config import ScoreConfig
 from .engines import PairScores
 from .folder import OutputFolder
-from .plan import ScorePlan, plan_score
-from .prepare import ShardBuilder, read_prepared
+from .plan import FreshPlan, ScorePlan, plan_score
+from .prepare import ShardBuilder, attended, read_prepared
+from .reuse import ReusePlan
+from .reused_pairs import tokens_table
 from .shards import reference_table, shard_table
 
 SAMPLE = 2000
@@ -112,11 +114,12 @@ def estimate(config: ScoreConfig) -> str:
     """
     quiet_libraries()
     plan = plan_score(config, device=torch.device("cpu"), weights=False)
-    load = _prepared_load(plan) or _sampled_load(plan)
+    load = _load(plan)
     guide = plan.guidance_base or plan.guidance
-    passes = {"reference": plan.reference} | ({"guidance": guide} if guide else {})
+    passes = {} if isinstance(plan, ReusePlan) else {"reference": plan.reference}
+    passes |= {"guidance": guide} if guide else {}
     scorers = {role: scorer(source, plan.dtype) for role, source in passes.items()}
-    return describe(load, scorers, config)
+    return describe(load, scorers, plan.config)
 
 
 def describe(load: Load, scorers: dict[str, Scorer], config: ScoreConfig) -> str:
@@ -155,7 +158,30 @@ def describe(load: Load, scorers: dict[str, Scorer], config: ScoreConfig) -> str
 # Token counts
 
 
-def _prepared_load(plan: ScorePlan) -> Load | None:
+def _load(plan: ScorePlan) -> Load:
+    if isinstance(plan, ReusePlan):
+        return _reused_load(plan)
+    assert isinstance(plan, FreshPlan)
+    return _prepared_load(plan) or _sampled_load(plan)
+
+
+def _reused_load(plan: ReusePlan) -> Load:
+    """What the cache's manifest counts; attention and bytes from its first row group."""
+    shards = plan.source.manifest.shards
+    if not plan.source.row_groups:
+        raise DataError(f"--reuse {plan.source.storage} holds no pairs", fix="name a cache with pairs")
+    table = tokens_table(plan.source.read_row_group(plan.source.row_groups[0]))
+    some = load_of(table, sum(attended(*map(len, pair)) for pair in pair_ids_of(table)), "all of the cache")
+    return replace(
+        some.times(plan.source.manifest.rows / some.pairs),
+        pairs=plan.source.manifest.rows,
+        prompt_tokens=sum(shard.prompt_tokens for shard in shards),
+        chosen_tokens=sum(shard.chosen_tokens for shard in shards),
+        rejected_tokens=sum(shard.rejected_tokens for shard in shards),
+    )
+
+
+def _prepared_load(plan: FreshPlan) -> Load | None:
     """What a run in the output folder has prepared from the same set with the same options."""
     folder = OutputFolder(Path(plan.config.output).expanduser())
     if not folder.is_prepared_with(plan.text_fingerprint):
@@ -174,7 +200,7 @@ def _prepared_load(plan: ScorePlan) -> Load | None:
     )
 
 
-def _sampled_load(plan: ScorePlan) -> Load:
+def _sampled_load(plan: FreshPlan) -> Load:
     """Reads all rows and tokenises some of them, drawn at random."""
     rows, count = _draw(plan)
     builder = ShardBuilder(plan.renderer(), plan.pair_tokenizer())
@@ -195,7 +221,7 @@ def _sampled_load(plan: ScorePlan) -> Load:
     return replace(load.times(count / len(rows)), source=source)
 
 
-def _draw(plan: ScorePlan) -> tuple[list[Row], int]:
+def _draw(plan: FreshPlan) -> tuple[list[Row], int]:
     """SAMPLE rows, each with equal chance, and the number of all rows (reservoir sampling)."""
     draw = random.Random(0)
     rows: list[Row] = []

@@ -57,7 +57,7 @@ def publish_manifest(plan: ScorePlan, prepared: Prepared, folder: OutputFolder) 
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         reward_kind=plan.reward_kind,
-        dataset=plan.config.dataset,
+        dataset=str(plan.config.dataset),
         reference=plan.reference.name,
         guidance=plan.guidance.name if plan.guidance else None,
         tokenizer=plan.tokenizer_name,

@@ -1,6 +1,7 @@
 """What a scoring run will do, settled before anything is written: which models, which tokenizer, which fingerprint."""
 
 import platform
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,22 +37,25 @@ from .config import ScoreConfig
 from .engines import NAMED_ARGUMENTS, Engine, EngineSpec, engine_class
 from .engines.choice import Choice, choose_engine, engine_arguments
 
+TEXT_OPTIONS = (
+    *("split", "prompt_column", "chosen_column", "rejected_column", "allow_control_tokens"),
+    *("max_length", "max_prompt_length", "overlong", "pairs_per_shard"),
+)
+"""Options that decide the prepared tokens, each a field of the fingerprint."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class ScorePlan:
-    """A scoring run with everything looked up."""
+class ScorePlan(ABC):
+    """A scoring run with everything looked up; where its pairs come from is a subclass's."""
 
     config: ScoreConfig
-    preferences: PreferenceSet
     reference: ModelSource
     guidance: ModelSource | None
     guidance_base: ModelSource | None
     """Base of a guidance adapter; the reference itself where it is the same model."""
-    tokenizer: Any
     tokenizer_name: str
     dtype: torch.dtype
     device: torch.device
-    limits: LengthLimits
     engine: Choice
     engine_arguments: dict[str, Any]
     fingerprint: Fingerprint
@@ -67,14 +71,9 @@ class ScorePlan:
         return reward_kind(self.guidance)
 
     @property
+    @abstractmethod
     def vocabulary_sha256(self) -> str:
         """Hash of the mapping from token to id."""
-        return vocabulary_hash(self.tokenizer)
-
-    @property
-    def text_fingerprint(self) -> Fingerprint:
-        """What decides the prepared tokens."""
-        return _text_fingerprint(self.config, self.preferences, self.tokenizer)
 
     @property
     def shares_base(self) -> bool:
@@ -109,6 +108,40 @@ class ScorePlan:
         if self.guidance is not None:
             self.engine_class.check(self.engine_spec("guidance"))
 
+    @abstractmethod
+    def require_same_tokenizers(self, *, conversational: bool) -> None:
+        """Raises ModelError where guidance was trained with another vocabulary or chat template."""
+
+    def require_ids_known(self, largest_id: int) -> None:
+        """Raises ModelError where a token id lies outside a model's embedding."""
+        for source in (self.reference, self.guidance):
+            size = source.vocabulary_size if source else None
+            if source and size is not None and largest_id >= size:
+                raise ModelError(
+                    f"the tokenizer of {self.tokenizer_name} gives token id {largest_id}, but {source.name} has only "
+                    f"{size} embeddings",
+                    fix="use the tokenizer that the models were trained with (--tokenizer)",
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreshPlan(ScorePlan):
+    """A run over a preference set."""
+
+    preferences: PreferenceSet
+    tokenizer: Any
+    limits: LengthLimits
+
+    @property
+    def vocabulary_sha256(self) -> str:
+        """See `ScorePlan.vocabulary_sha256`."""
+        return vocabulary_hash(self.tokenizer)
+
+    @property
+    def text_fingerprint(self) -> Fingerprint:
+        """What decides the prepared tokens."""
+        return _text_fingerprint(self.config, self.preferences, self.tokenizer)
+
     def renderer(self) -> Renderer:
         """Renders the rows with the plan's tokenizer."""
         return Renderer(
@@ -125,7 +158,7 @@ class ScorePlan:
         return PairTokenizer(self.tokenizer, self.limits)
 
     def require_same_tokenizers(self, *, conversational: bool) -> None:
-        """Raises ModelError where guidance was trained with another vocabulary or chat template."""
+        """See `ScorePlan.require_same_tokenizers`."""
         for other in (self.reference, self.guidance):
             if other is not None and has_tokenizer(other):
                 require_same_tokenizer(
@@ -134,17 +167,6 @@ class ScorePlan:
                     load_tokenizer(other),
                     other.name,
                     conversational=conversational,
-                )
-
-    def require_ids_known(self, largest_id: int) -> None:
-        """Raises ModelError where a token id lies outside a model's embedding."""
-        for source in (self.reference, self.guidance):
-            size = source.vocabulary_size if source else None
-            if source and size is not None and largest_id >= size:
-                raise ModelError(
-                    f"the tokenizer of {self.tokenizer_name} gives token id {largest_id}, but {source.name} has only "
-                    f"{size} embeddings",
-                    fix="use the tokenizer that the models were trained with (--tokenizer)",
                 )
 
 
@@ -165,17 +187,16 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
     Raises:
         UsageError, DataError, ModelError: something is missing or does not fit.
     """
+    if config.reuse:
+        from .reuse import plan_reuse
+
+        return plan_reuse(config, device=device, weights=weights)
     preferences = PreferenceSet(
-        config.dataset, split=config.split, config_name=config.dataset_config, limit=config.limit
+        str(config.dataset), split=config.split, config_name=config.dataset_config, limit=config.limit
     )
     find = partial(resolve, trust_remote_code=config.trust_remote_code, weights=weights)
-    guidance = find(config.guidance, "--guidance") if config.guidance else None
-    reference, guidance_base = _reference_and_base(config, guidance, find)
-    if guidance is not None and guidance.kind == "token-classification" and guidance.labels != 1:
-        raise ModelError(
-            f"{guidance.name} is a token classifier with {guidance.labels} labels",
-            fix="a token-level reward model has one label (num_labels=1)",
-        )
+    guidance = find_guidance(config.guidance, "--guidance", find) if config.guidance else None
+    reference, guidance_base = reference_and_base(config, guidance, find)
     if reference.kind != "causal-lm":
         raise ModelError(f"--reference {reference.name} is a {reference.kind}", fix="name a causal language model")
     tokenizer_name = config.tokenizer or reference.name
@@ -187,9 +208,11 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
     arguments = engine_arguments({name: getattr(config, name) for name in NAMED_ARGUMENTS}, config.engine_arg)
     fingerprint: Fingerprint = {}
     if weights:
-        fingerprint = _fingerprint(config, preferences, reference, guidance, guidance_base, tokenizer, dtype, device)
-        fingerprint |= _engine_fingerprint(engine.name, arguments)
-    plan = ScorePlan(
+        fingerprint = _text_fingerprint(config, preferences, tokenizer)
+        fingerprint |= {"attn_implementation": config.attn_implementation, "reference_sha256": reference.content_hash}
+        fingerprint |= guidance_fingerprint(guidance, guidance_base) | run_fingerprint(dtype, device)
+        fingerprint |= engine_fingerprint(engine.name, arguments)
+    plan = FreshPlan(
         config=config,
         preferences=preferences,
         reference=reference,
@@ -209,7 +232,18 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
     return plan
 
 
-def _reference_and_base(
+def find_guidance(name: str, option: str, find: Callable[[str, str], ModelSource]) -> ModelSource:
+    """The guidance model `name`, given with `option`. Raises ModelError where it gives no token rewards."""
+    guidance = find(name, option)
+    if guidance.kind == "token-classification" and guidance.labels != 1:
+        raise ModelError(
+            f"{guidance.name} is a token classifier with {guidance.labels} labels",
+            fix="a token-level reward model has one label (num_labels=1)",
+        )
+    return guidance
+
+
+def reference_and_base(
     config: ScoreConfig, guidance: ModelSource | None, find: Callable[[str, str], ModelSource]
 ) -> tuple[ModelSource, ModelSource | None]:
     """The reference, and the base of guidance where that is an adapter."""
@@ -250,22 +284,18 @@ def _limits(config: ScoreConfig, sources: list[ModelSource]) -> LengthLimits:
     )
 
 
-def _fingerprint(
-    config: ScoreConfig,
-    preferences: PreferenceSet,
-    reference: ModelSource,
-    guidance: ModelSource | None,
-    guidance_base: ModelSource | None,
-    tokenizer: Any,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Fingerprint:
-    return _text_fingerprint(config, preferences, tokenizer) | {
-        "attn_implementation": config.attn_implementation,
-        "reference_sha256": reference.content_hash,
+def guidance_fingerprint(guidance: ModelSource | None, base: ModelSource | None) -> Fingerprint:
+    """What of the fingerprint a guidance model decides."""
+    return {
         "guidance_sha256": guidance.content_hash if guidance else None,
-        "guidance_base_sha256": guidance_base.content_hash if guidance_base else None,
+        "guidance_base_sha256": base.content_hash if base else None,
         "reward_kind": reward_kind(guidance),
+    }
+
+
+def run_fingerprint(dtype: torch.dtype, device: torch.device) -> Fingerprint:
+    """What decides scores beside the models and the engine: the dtype and this machine."""
+    return {
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type if device.type != "cpu" else f"cpu {platform.machine()}",
         "tgdpo": version("tgdpo"),
@@ -275,18 +305,15 @@ def _fingerprint(
 
 
 def _text_fingerprint(config: ScoreConfig, preferences: PreferenceSet, tokenizer: Any) -> Fingerprint:
-    taken_over = (
-        "split prompt_column chosen_column rejected_column allow_control_tokens max_length max_prompt_length overlong "
-        "pairs_per_shard"
-    )
-    return {name: getattr(config, name) for name in taken_over.split()} | {
+    return {name: getattr(config, name) for name in TEXT_OPTIONS} | {
         "dataset_sha256": preferences.fingerprint(),
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "chat_template_sha256": chat_template_hash(tokenizer),
     }
 
 
-def _engine_fingerprint(name: str, arguments: dict[str, Any]) -> Fingerprint:
+def engine_fingerprint(name: str, arguments: dict[str, Any]) -> Fingerprint:
+    """What of the fingerprint the engine decides."""
     engine = engine_class(name)
     lasting = engine.lasting_arguments(arguments)
     return {"engine": name, **engine.versions(), **({"engine_arguments": lasting} if lasting else {})}

@@ -18,9 +18,11 @@ from .engines import Engine, engine_class
 from .finish import finished_shard, publish_manifest
 from .folder import OutputFolder
 from .passes import Pass, Progress, Role, run_pass
-from .plan import ScorePlan, plan_score
+from .plan import FreshPlan, ScorePlan, plan_score
 from .prepare import prepare
 from .records import Prepared
+from .reuse import ReusePlan
+from .reused_pairs import prepare_reused
 from .share import WHOLE, Share
 
 Outcome = TypeVar("Outcome")
@@ -138,8 +140,7 @@ def prepare_checked(
     alone = share == WHOLE
     is_new = folder.claim(plan.fingerprint, alone=alone)
     try:
-        help_out()
-        prepared = prepare(plan, folder, share)
+        prepared = _prepared(plan, folder, share, help_out)
         prepared.set_aside.require_few(prepared.rows_read, plan.config.max_set_aside)
         plan.require_same_tokenizers(conversational=prepared.conversational)
         plan.require_ids_known(prepared.largest_id)
@@ -148,6 +149,14 @@ def prepare_checked(
             folder.abandon()
         raise
     return prepared
+
+
+def _prepared(plan: ScorePlan, folder: OutputFolder, share: Share, help_out: Callable[[], None]) -> Prepared:
+    if isinstance(plan, ReusePlan):
+        return prepare_reused(plan, folder, share)
+    assert isinstance(plan, FreshPlan)
+    help_out()
+    return prepare(plan, folder, share)
 
 
 def or_finished_elsewhere(plan: ScorePlan, folder: OutputFolder, work: Callable[[], Outcome]) -> Outcome | Manifest:
