@@ -10,16 +10,10 @@ import pyarrow.parquet as pq
 
 from ..errors import CacheError
 from .cache import RewardCache, shard_problem
-from .schema import METADATA_KEY, SET_ASIDE_NAME, SHARD_SCHEMA
+from .schema import METADATA_KEY, SET_ASIDE_NAME
 
 # Text is for people, and its bytes are covered by the shard's hash.
-_COLUMNS = [field.name for field in SHARD_SCHEMA if field.name not in ("source_row", "prompt", "chosen", "rejected")]
-_SAME_LENGTHS = [
-    ("chosen_ids", "chosen_ref_logps"),
-    ("chosen_ids", "chosen_rewards"),
-    ("rejected_ids", "rejected_ref_logps"),
-    ("rejected_ids", "rejected_rewards"),
-]
+_UNREAD = ("source_row", "prompt", "chosen", "rejected")
 
 
 def verify(cache: RewardCache) -> list[str]:
@@ -53,7 +47,7 @@ def _check_rows(cache: RewardCache, number: int, seen: set[str]) -> list[str]:
 
 def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set[str]) -> list[str]:
     shard = cache.manifest.shards[number]
-    if not file.schema_arrow.equals(SHARD_SCHEMA):
+    if not file.schema_arrow.equals(cache.schema):
         return [f"{shard.name} has other columns than the format"]
     if METADATA_KEY not in (file.schema_arrow.metadata or {}):
         return [f"{shard.name} carries no tgdpo metadata"]
@@ -63,9 +57,10 @@ def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set
     if groups != [group.rows for group in cache.row_groups_of(number)]:
         return [f"{shard.name} has row groups of {groups} rows, the manifest says {cache.manifest.row_group_pairs}"]
     problems = []
+    columns = [name for name in cache.schema.names if name not in _UNREAD]
     tokens = dict.fromkeys(("prompt", "chosen", "rejected"), 0)
     for group in range(file.num_row_groups):
-        table = file.read_row_group(group, columns=_COLUMNS)
+        table = file.read_row_group(group, columns=columns)
         problems += [f"{shard.name}, row group {group}: {line}" for line in _check_table(table)]
         ids = table["pair_id"].to_pylist()
         doubled = len(ids) - len(set(ids) - seen)
@@ -82,11 +77,14 @@ def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set
 
 def _check_table(table: pa.Table) -> list[str]:
     problems = []
-    for ids, scores in _SAME_LENGTHS:
-        if not pc.list_value_length(table[ids]).equals(pc.list_value_length(table[scores])):
-            problems.append(f"{scores} and {ids} differ in length")
-        if not np.isfinite(pc.list_flatten(table[scores]).to_numpy()).all():
-            problems.append(f"{scores} holds a value that is not finite")
+    for field in table.schema:
+        if not (pa.types.is_list(field.type) and pa.types.is_floating(field.type.value_type)):
+            continue
+        ids = f"{field.name.partition('_')[0]}_ids"
+        if not pc.list_value_length(table[ids]).equals(pc.list_value_length(table[field.name])):
+            problems.append(f"{field.name} and {ids} differ in length")
+        if not np.isfinite(pc.list_flatten(table[field.name]).to_numpy()).all():
+            problems.append(f"{field.name} holds a value that is not finite")
     return problems
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from ...data.schema import GUIDE_NAME
 from ..settings import Settings, on_a_disk, option
 from .share import Share
 
@@ -44,6 +45,9 @@ class ScoreConfig(Settings):
     guidance: str | None = option(MODELS, None)
     """Guidance model: a causal LM, a PEFT adapter, or a token classifier with one label. Without one, only the
     reference is scored and all rewards are 0 (enough for --loss dpo)."""
+    add_guidance: tuple[str, ...] = option(MODELS, ())
+    """NAME=MODEL: a further guide, whose rewards get columns of their own, chosen_NAME_rewards and
+    rejected_NAME_rewards; may be repeated. In YAML a mapping."""
     tokenizer: str | None = option(MODELS, None)
     """Tokenizer, where it is not the reference's."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(MODELS, "auto")
@@ -126,6 +130,24 @@ class ScoreConfig(Settings):
             raise ValueError("write ENGINE or ENGINE:N, as transformers:64")
         return given
 
+    @field_validator("add_guidance", mode="before")
+    @classmethod
+    def _guides_from_mapping(cls, given: Any) -> Any:
+        return tuple(f"{name}={model}" for name, model in given.items()) if isinstance(given, dict) else given
+
+    @field_validator("add_guidance")
+    @classmethod
+    def _guides_have_names(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        names = [text.partition("=")[0] for text in given]
+        for text, name in zip(given, names, strict=True):
+            if not GUIDE_NAME.fullmatch(name) or not text.partition("=")[2]:
+                raise ValueError("write NAME=MODEL, NAME in small letters, digits and _, as good=models/dpo")
+            if name in ("reference", "guidance"):
+                raise ValueError(f"{name} is the name of other columns' model; choose another one")
+            if names.count(name) > 1:
+                raise ValueError(f"{name} is given twice; each guide needs a name of its own")
+        return given
+
     @field_validator("engine_arg", mode="before")
     @classmethod
     def _from_mapping(cls, given: Any) -> Any:
@@ -149,9 +171,14 @@ class ScoreConfig(Settings):
 
     @model_validator(mode="after")
     def _has_something_to_do(self) -> "ScoreConfig":
-        if self.reuse and not self.guidance:
-            raise ValueError("--reuse alone would copy the cache; name the model to score with --guidance")
+        if self.reuse and not (self.guidance or self.add_guidance):
+            raise ValueError("--reuse alone would copy the cache; name a model with --guidance or --add-guidance")
         return self
+
+    @property
+    def guides_to_add(self) -> dict[str, str]:
+        """--add-guidance as names and models."""
+        return dict(text.split("=", 1) for text in self.add_guidance)
 
     @model_validator(mode="after")
     def _options_of_one_launcher(self) -> "ScoreConfig":

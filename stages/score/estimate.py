@@ -6,6 +6,7 @@ attention (4 FLOPs a channel for every pair of tokens of which one attends to th
 
 import random
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +30,7 @@ from .plan import FreshPlan, ScorePlan, plan_score
 from .prepare import ShardBuilder, attended, read_prepared
 from .reuse import ReusePlan
 from .reused_pairs import tokens_table
-from .shards import reference_table, shard_table
+from .shards import reference_table, rewards_table, shard_table
 
 SAMPLE = 2000
 """Rows that are tokenised where the set is not prepared yet."""
@@ -115,10 +116,7 @@ def estimate(config: ScoreConfig) -> str:
     quiet_libraries()
     plan = plan_score(config, device=torch.device("cpu"), weights=False)
     load = _load(plan)
-    guide = plan.guidance_base or plan.guidance
-    passes = {} if isinstance(plan, ReusePlan) else {"reference": plan.reference}
-    passes |= {"guidance": guide} if guide else {}
-    scorers = {role: scorer(source, plan.dtype) for role, source in passes.items()}
+    scorers = {role: scorer(plan.engine_spec(role).source, plan.dtype) for role in plan.roles}
     return describe(load, scorers, plan.config)
 
 
@@ -171,7 +169,8 @@ def _reused_load(plan: ReusePlan) -> Load:
     if not plan.source.row_groups:
         raise DataError(f"--reuse {plan.source.storage} holds no pairs", fix="name a cache with pairs")
     table = tokens_table(plan.source.read_row_group(plan.source.row_groups[0]))
-    some = load_of(table, sum(attended(*map(len, pair)) for pair in pair_ids_of(table)), "all of the cache")
+    attends = sum(attended(*map(len, pair)) for pair in pair_ids_of(table))
+    some = load_of(table, attends, "all of the cache", _names(plan))
     return replace(
         some.times(plan.source.manifest.rows / some.pairs),
         pairs=plan.source.manifest.rows,
@@ -188,7 +187,7 @@ def _prepared_load(plan: FreshPlan) -> Load | None:
         return None
     prepared = read_prepared(folder)
     table = pq.read_table(folder.tokens(0)).slice(0, SAMPLE)
-    load = load_of(table, prepared.attended, "all prepared")
+    load = load_of(table, prepared.attended, "all prepared", _names(plan))
     scale = load.times(prepared.pairs / max(1, load.pairs))
     return replace(
         scale,
@@ -211,7 +210,7 @@ def _sampled_load(plan: FreshPlan) -> Load:
             f"({builder.record.set_aside[0].reason})",
             fix="score a few rows to see why (--limit 100)",
         )
-    load = load_of(builder.table, builder.record.attended, "")
+    load = load_of(builder.table, builder.record.attended, "", _names(plan))
     usable = load.pairs / len(rows)
     source = (
         f"{count:,} rows" if len(rows) == count else f"tokens from {len(rows):,} of {count:,} rows, drawn at random"
@@ -239,26 +238,30 @@ def _draw(plan: FreshPlan) -> tuple[list[Row], int]:
     return rows, count
 
 
-def load_of(tokens: pa.Table, attended: int, source: str) -> Load:
-    """The load of some prepared pairs; their bytes on disk are those of a shard with random scores."""
+def load_of(tokens: pa.Table, attended: int, source: str, guides: Sequence[str] = ()) -> Load:
+    """The load of some prepared pairs; their bytes on disk are those of shards with random scores, also of `guides`."""
     pairs = pair_ids_of(tokens)
     noise = np.random.default_rng(0)
-    reference, guidance = (
-        [PairScores(*(noise.normal(-1, 1, len(ids)).astype(np.float32) for ids in pair[1:])) for pair in pairs]
-        for _ in range(2)
-    )
-    reference_file = reference_table(reference)
-    shard = shard_table(tokens, reference_file, guidance, kind="log-ratio", fingerprint={})
+
+    def scores() -> list[PairScores]:
+        return [PairScores(*(noise.normal(-1, 1, len(ids)).astype(np.float32) for ids in pair[1:])) for pair in pairs]
+
+    parts = [reference_table(scores())]
+    parts += [rewards_table(parts[0], scores(), kind="log-ratio", guide=guide) for guide in (None, *guides)]
     return Load(
         pairs=len(pairs),
         prompt_tokens=sum(len(pair.prompt) for pair in pairs),
         chosen_tokens=sum(len(pair.chosen) for pair in pairs),
         rejected_tokens=sum(len(pair.rejected) for pair in pairs),
         attended=attended,
-        cache_bytes=_written_bytes(shard),
-        work_bytes=_written_bytes(tokens) + _written_bytes(reference_file),
+        cache_bytes=_written_bytes(shard_table(tokens, parts, fingerprint={})),
+        work_bytes=_written_bytes(tokens) + sum(map(_written_bytes, parts[:-1])),
         source=source,
     )
+
+
+def _names(plan: ScorePlan) -> list[str]:
+    return [guide.name for guide in plan.listed_guides]
 
 
 def _written_bytes(table: pa.Table) -> int:

@@ -2,15 +2,15 @@
 
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 
-from ...data.manifest import Fingerprint, RewardKind
+from ...data.manifest import AddedGuide, Fingerprint, RewardKind
 from ...data.preferences import PreferenceSet
 from ...data.rendering import Columns, Renderer
 from ...data.tokenization import (
@@ -36,12 +36,27 @@ from ..models import (
 from .config import ScoreConfig
 from .engines import NAMED_ARGUMENTS, Engine, EngineSpec, engine_class
 from .engines.choice import Choice, choose_engine, engine_arguments
+from .passes import GUIDE
 
 TEXT_OPTIONS = (
     *("split", "prompt_column", "chosen_column", "rejected_column", "allow_control_tokens"),
     *("max_length", "max_prompt_length", "overlong", "pairs_per_shard"),
 )
 """Options that decide the prepared tokens, each a field of the fingerprint."""
+
+
+class Guide(NamedTuple):
+    """A guidance model that gets columns of its own."""
+
+    name: str
+    source: ModelSource
+    base: ModelSource | None
+    """Of an adapter."""
+
+    @property
+    def role(self) -> str:
+        """The role of its pass."""
+        return GUIDE + self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +74,8 @@ class ScorePlan(ABC):
     engine: Choice
     engine_arguments: dict[str, Any]
     fingerprint: Fingerprint
+    added: tuple[Guide, ...] = ()
+    """Guides to be scored beside guidance."""
 
     @property
     def engine_class(self) -> type[Engine]:
@@ -66,9 +83,42 @@ class ScorePlan(ABC):
         return engine_class(self.engine.name)
 
     @property
+    def roles(self) -> list[str]:
+        """The passes, in their order."""
+        return ["reference", *(["guidance"] if self.guidance else []), *(guide.role for guide in self.added)]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Roles whose columns a finished shard has."""
+        return tuple(self.roles)
+
+    @property
     def reward_kind(self) -> RewardKind:
         """What the reward columns will hold."""
         return reward_kind(self.guidance)
+
+    @property
+    def guidance_name(self) -> str | None:
+        """What the manifest calls guidance."""
+        return self.guidance.name if self.guidance else None
+
+    @property
+    def listed_guides(self) -> list[AddedGuide]:
+        """What the manifest says of added guides."""
+        return [
+            AddedGuide(name=guide.name, guidance=guide.source.name, reward_kind=reward_kind(guide.source))
+            for guide in self.added
+        ]
+
+    @property
+    def guides(self) -> list[ModelSource]:
+        """All guidance models that are to be run."""
+        return [*([self.guidance] if self.guidance else []), *(guide.source for guide in self.added)]
+
+    def reward_kind_of(self, role: str) -> RewardKind:
+        """What the scores of a pass are; "none" of the reference's."""
+        kinds = {guide.role: reward_kind(guide.source) for guide in self.added}
+        return kinds.get(role, "none" if role == "reference" else self.reward_kind)
 
     @property
     @abstractmethod
@@ -81,7 +131,7 @@ class ScorePlan(ABC):
         is_on_reference = self.guidance_base is not None and self.guidance_base is self.reference
         return is_on_reference and self.engine_class.switches_adapter
 
-    def engine_spec(self, role: Literal["reference", "guidance"], longest: int | None = None) -> EngineSpec:
+    def engine_spec(self, role: str, longest: int | None = None) -> EngineSpec:
         """The model of a pass. With a shared base it has the adapter, which the reference pass switches off.
 
         Args:
@@ -91,6 +141,9 @@ class ScorePlan(ABC):
         source, adapter = self.reference, self.guidance if self.shares_base else None
         if role == "guidance" and self.guidance is not None and not self.shares_base:
             source, adapter = self.guidance_base or self.guidance, self.guidance if self.guidance_base else None
+        for guide in self.added:
+            if role == guide.role:
+                source, adapter = guide.base or guide.source, guide.source if guide.base else None
         return EngineSpec(
             source=source,
             adapter=adapter,
@@ -104,9 +157,8 @@ class ScorePlan(ABC):
 
     def require_engine_fits(self) -> None:
         """Raises UsageError or ModelError where the engine cannot do what is asked of it."""
-        self.engine_class.check(self.engine_spec("reference"))
-        if self.guidance is not None:
-            self.engine_class.check(self.engine_spec("guidance"))
+        for role in self.roles:
+            self.engine_class.check(self.engine_spec(role))
 
     @abstractmethod
     def require_same_tokenizers(self, *, conversational: bool) -> None:
@@ -114,9 +166,9 @@ class ScorePlan(ABC):
 
     def require_ids_known(self, largest_id: int) -> None:
         """Raises ModelError where a token id lies outside a model's embedding."""
-        for source in (self.reference, self.guidance):
-            size = source.vocabulary_size if source else None
-            if source and size is not None and largest_id >= size:
+        for source in (self.reference, *self.guides):
+            size = source.vocabulary_size
+            if size is not None and largest_id >= size:
                 raise ModelError(
                     f"the tokenizer of {self.tokenizer_name} gives token id {largest_id}, but {source.name} has only "
                     f"{size} embeddings",
@@ -159,8 +211,8 @@ class FreshPlan(ScorePlan):
 
     def require_same_tokenizers(self, *, conversational: bool) -> None:
         """See `ScorePlan.require_same_tokenizers`."""
-        for other in (self.reference, self.guidance):
-            if other is not None and has_tokenizer(other):
+        for other in (self.reference, *self.guides):
+            if has_tokenizer(other):
                 require_same_tokenizer(
                     self.tokenizer,
                     self.tokenizer_name,
@@ -201,9 +253,11 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
         raise ModelError(f"--reference {reference.name} is a {reference.kind}", fix="name a causal language model")
     tokenizer_name = config.tokenizer or reference.name
     tokenizer = load_tokenizer(tokenizer_source(config.tokenizer) if config.tokenizer else reference)
-    limits = _limits(config, [source for source in (reference, guidance, guidance_base) if source])
+    added = added_guides(config, find, [source for source in (reference, guidance_base) if source])
+    bases = [guide.base or guide.source for guide in added]
+    limits = _limits(config, [source for source in (reference, guidance, guidance_base, *bases) if source])
     dtype, device = pick_dtype(config.dtype, reference), device or pick_device(config.device)
-    models = [reference, guidance_base or guidance or reference]
+    models = [reference, guidance_base or guidance or reference, *bases]
     engine = choose_engine(config.engine, models, device, config.attn_implementation)
     arguments = engine_arguments({name: getattr(config, name) for name in NAMED_ARGUMENTS}, config.engine_arg)
     fingerprint: Fingerprint = {}
@@ -211,7 +265,7 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
         fingerprint = _text_fingerprint(config, preferences, tokenizer)
         fingerprint |= {"attn_implementation": config.attn_implementation, "reference_sha256": reference.content_hash}
         fingerprint |= guidance_fingerprint(guidance, guidance_base) | run_fingerprint(dtype, device)
-        fingerprint |= engine_fingerprint(engine.name, arguments)
+        fingerprint |= engine_fingerprint(engine.name, arguments) | added_fingerprint(added)
     plan = FreshPlan(
         config=config,
         preferences=preferences,
@@ -226,6 +280,7 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
         engine=engine,
         engine_arguments=arguments,
         fingerprint=fingerprint,
+        added=added,
     )
     if weights:
         plan.require_engine_fits()
@@ -243,6 +298,27 @@ def find_guidance(name: str, option: str, find: Callable[[str, str], ModelSource
     return guidance
 
 
+def added_guides(
+    config: ScoreConfig, find: Callable[[str, str], ModelSource], known: Sequence[ModelSource]
+) -> tuple[Guide, ...]:
+    """The guides of --add-guidance; `known` are models that may be an adapter's base."""
+    guides = []
+    for name, model in config.guides_to_add.items():
+        option = f"--add-guidance {name}={model}"
+        source = find_guidance(model, option, find)
+        guides.append(Guide(name, source, _base_of(source, option, find, known) if source.kind == "adapter" else None))
+    return tuple(guides)
+
+
+def _base_of(
+    adapter: ModelSource, option: str, find: Callable[[str, str], ModelSource], known: Sequence[ModelSource]
+) -> ModelSource:
+    if not adapter.base_name:
+        raise ModelError(f"{option}: the adapter names no base model", fix="save it with peft again")
+    at_hand = next((source for source in known if source.name == adapter.base_name), None)
+    return at_hand or find(adapter.base_name, f"{option} has the base")
+
+
 def reference_and_base(
     config: ScoreConfig, guidance: ModelSource | None, find: Callable[[str, str], ModelSource]
 ) -> tuple[ModelSource, ModelSource | None]:
@@ -252,11 +328,7 @@ def reference_and_base(
         if reference is None:
             raise UsageError("--reference is missing", fix="name the model that the policy will start from")
         return reference, None
-    if not guidance.base_name:
-        raise ModelError(f"--guidance {guidance.name}: the adapter names no base model", fix="save it with peft again")
-    if reference is not None and guidance.base_name == reference.name:
-        return reference, reference
-    base = find(guidance.base_name, f"--guidance {guidance.name} has the base")
+    base = _base_of(guidance, f"--guidance {guidance.name}", find, [reference] if reference else [])
     if reference is None or base.content_hash == reference.content_hash:
         return reference or base, reference or base
     return reference, base
@@ -291,6 +363,12 @@ def guidance_fingerprint(guidance: ModelSource | None, base: ModelSource | None)
         "guidance_base_sha256": base.content_hash if base else None,
         "reward_kind": reward_kind(guidance),
     }
+
+
+def added_fingerprint(added: Sequence[Guide]) -> Fingerprint:
+    """What of the fingerprint added guides decide; nothing without any."""
+    guides = {guide.name: guidance_fingerprint(guide.source, guide.base) for guide in added}
+    return {"added_guides": guides} if guides else {}
 
 
 def run_fingerprint(dtype: torch.dtype, device: torch.device) -> Fingerprint:

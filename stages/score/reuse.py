@@ -4,7 +4,7 @@ What decided them is read from the cache's fingerprint: options need not be repe
 refused. The reference itself need not be at hand, unless something is to be scored with it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ...data.cache import RewardCache
-from ...data.manifest import ENVIRONMENT_FIELDS, Fingerprint
+from ...data.manifest import ENVIRONMENT_FIELDS, AddedGuide, Fingerprint, RewardKind
 from ...data.preferences import PreferenceSet
 from ...data.tokenization import chat_template_hash, tokenizer_hash, vocabulary_hash
 from ...errors import CacheError, ModelError, UsageError
@@ -22,9 +22,13 @@ from ..models import ModelSource, has_tokenizer, load_tokenizer, pick_device, pi
 from .config import ScoreConfig
 from .engines import NAMED_ARGUMENTS, engine_class
 from .engines.choice import AUTO, Choice, engine_arguments
+from .passes import GUIDE
 from .plan import (
     TEXT_OPTIONS,
+    Guide,
     ScorePlan,
+    added_fingerprint,
+    added_guides,
     engine_fingerprint,
     find_guidance,
     guidance_fingerprint,
@@ -60,44 +64,63 @@ class ReusePlan(ScorePlan):
     source: RewardCache
 
     @property
+    def roles(self) -> list[str]:
+        """See `ScorePlan.roles`: the reference's is done, and guidance's where no other is named."""
+        return super().roles[1:]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Roles whose columns are the cache's."""
+        has_guidance = self.guidance is None and self.source.manifest.reward_kind != "none"
+        guides = [GUIDE + guide.name for guide in self.source.manifest.added_guides]
+        return ("reference", *(["guidance"] if has_guidance else []), *guides)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """See `ScorePlan.parts`."""
+        return (*self.kept, *self.roles)
+
+    @property
+    def reward_kind(self) -> RewardKind:
+        """See `ScorePlan.reward_kind`."""
+        return super().reward_kind if self.guidance else self.source.manifest.reward_kind
+
+    @property
+    def guidance_name(self) -> str | None:
+        """See `ScorePlan.guidance_name`."""
+        return super().guidance_name if self.guidance else self.source.manifest.guidance
+
+    @property
+    def listed_guides(self) -> list[AddedGuide]:
+        """See `ScorePlan.listed_guides`."""
+        return [*self.source.manifest.added_guides, *super().listed_guides]
+
+    @property
     def vocabulary_sha256(self) -> str:
         """See `ScorePlan.vocabulary_sha256`."""
         return self.source.manifest.tokenizer_vocabulary_sha256
 
-    @property
-    def has_reference(self) -> bool:
-        """Whether the reference model is at hand."""
-        return not isinstance(self.reference, RecordedModel)
-
-    def require_engine_fits(self) -> None:
-        """See `ScorePlan.require_engine_fits`; of the reference only where it is at hand."""
-        if self.has_reference:
-            super().require_engine_fits()
-        elif self.guidance is not None:
-            self.engine_class.check(self.engine_spec("guidance"))
-
     def require_same_tokenizers(self, *, conversational: bool) -> None:
         """See `ScorePlan.require_same_tokenizers`; compared with what the cache notes of its tokenizer."""
-        if self.guidance is None or not has_tokenizer(self.guidance):
-            return
-        theirs = load_tokenizer(self.guidance)
-        if vocabulary_hash(theirs) != self.vocabulary_sha256:
-            raise ModelError(
-                f"{self.guidance.name} has another vocabulary than the tokenizer of {self.source.storage} "
-                f"({self.tokenizer_name}), so token ids do not mean the same",
-                fix="name a guide of the family that the cache was scored with",
-            )
-        templates = chat_template_hash(theirs), self.fingerprint.get("chat_template_sha256")
-        if conversational and None not in templates and templates[0] != templates[1]:
-            raise ModelError(
-                f"{self.guidance.name} has another chat template than {self.source.storage} was made with",
-                fix="save the template that both were trained with beside the guide",
-            )
+        for guide in filter(has_tokenizer, self.guides):
+            theirs = load_tokenizer(guide)
+            if vocabulary_hash(theirs) != self.vocabulary_sha256:
+                raise ModelError(
+                    f"{guide.name} has another vocabulary than the tokenizer of {self.source.storage} "
+                    f"({self.tokenizer_name}), so token ids do not mean the same",
+                    fix="name a guide of the family that the cache was scored with",
+                )
+            templates = chat_template_hash(theirs), self.fingerprint["chat_template_sha256"]
+            if conversational and None not in templates and templates[0] != templates[1]:
+                raise ModelError(
+                    f"{guide.name} has another chat template than {self.source.storage} was made with",
+                    fix="save the template that both were trained with beside the guide",
+                )
 
     def require_context_fits(self, longest: int) -> None:
         """Raises ModelError where a model that is to run reads fewer tokens than the longest row has."""
-        for model in (self.guidance, self.guidance_base):
-            if model is not None and model.context is not None and model.context < longest:
+        for model in (self.engine_spec(role).source for role in self.roles):
+            if model.context is not None and model.context < longest:
                 raise ModelError(
                     f"{model.name} reads at most {model.context} tokens, {self.source.storage} has rows of {longest}",
                     fix=f"score the dataset with --max-length {model.context}, or name another guide",
@@ -118,19 +141,17 @@ def plan_reuse(config: ScoreConfig, *, device: torch.device | None = None, weigh
     find = partial(resolve, trust_remote_code=config.trust_remote_code, weights=weights)
     guidance = find_guidance(config.guidance, "--guidance", find) if config.guidance else None
     reference, guidance_base = _models(config, source, guidance, find, weights=weights)
-    if config.check_against and isinstance(reference, RecordedModel):
-        raise UsageError(
-            f"--check-against {config.check_against} runs the reference as well",
-            fix=f"name it with --reference ({reference.name})",
-        )
+    added = added_guides(config, find, [each for each in (reference, guidance_base) if each and each.config])
+    _require_new_names(added, source)
+    _require_check_possible(config, reference)
     dtype, device = pick_dtype(str(config.dtype), reference), device or pick_device(config.device)
     arguments = _arguments(config, made_with)
     fingerprint: Fingerprint = {}
     if weights:
-        fingerprint = {name: made_with[name] for name in _TAKEN_OVER}
-        fingerprint |= guidance_fingerprint(guidance, guidance_base) | run_fingerprint(dtype, device)
-        fingerprint |= engine_fingerprint(config.engine, arguments)
-        fingerprint |= _other_environment(made_with, fingerprint)
+        here = run_fingerprint(dtype, device) | engine_fingerprint(config.engine, arguments)
+        fingerprint = {name: made_with[name] for name in _TAKEN_OVER} if guidance else _without_additions(made_with)
+        fingerprint |= guidance_fingerprint(guidance, guidance_base) | here if guidance else {}
+        fingerprint |= _all_added(made_with, added) | _environments(made_with, here, fingerprint, added)
     plan = ReusePlan(
         config=config,
         reference=reference,
@@ -143,6 +164,7 @@ def plan_reuse(config: ScoreConfig, *, device: torch.device | None = None, weigh
         engine_arguments=arguments,
         fingerprint=fingerprint,
         source=source,
+        added=added,
     )
     if weights:
         plan.require_engine_fits()
@@ -255,16 +277,64 @@ def _models(
     return (base if weights and base.content_hash == theirs else recorded), base
 
 
-def _other_environment(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Fingerprint:
-    """Where the reference was scored, as far as guidance is scored elsewhere."""
-    theirs = {**theirs, **theirs.get("reference_environment", {})}
-    names = [name for name in ENVIRONMENT_FIELDS if name != "reference_environment"]
-    differing = {name: theirs.get(name) for name in names if theirs.get(name) != ours.get(name)}
-    return {"reference_environment": differing} if differing else {}
+def _require_new_names(added: Sequence[Guide], source: RewardCache) -> None:
+    for guide in added:
+        if guide.name in {other.name for other in source.manifest.added_guides}:
+            raise UsageError(
+                f"--add-guidance {guide.name}: {source.storage} has a guide of that name", fix="choose another name"
+            )
+
+
+def _require_check_possible(config: ScoreConfig, reference: ModelSource) -> None:
+    if config.check_against and not config.guidance:
+        raise UsageError(
+            f"--check-against {config.check_against} compares the reference and --guidance", fix="leave it out"
+        )
+    if config.check_against and isinstance(reference, RecordedModel):
+        raise UsageError(
+            f"--check-against {config.check_against} runs the reference as well",
+            fix=f"name it with --reference ({reference.name})",
+        )
+
+
+# The fingerprint
+
+
+def _without_additions(made_with: Fingerprint) -> Fingerprint:
+    return {name: value for name, value in made_with.items() if name not in ("added_guides", "environments")}
+
+
+def _all_added(made_with: Fingerprint, added: Sequence[Guide]) -> Fingerprint:
+    """What the fingerprint says of the cache's added guides and of the new ones."""
+    guides = made_with.get("added_guides", {}) | added_fingerprint(added).get("added_guides", {})
+    return {"added_guides": guides} if guides else {}
+
+
+def _environments(
+    made_with: Fingerprint, here: Fingerprint, fingerprint: Fingerprint, added: Sequence[Guide]
+) -> Fingerprint:
+    """Which scores were made elsewhere than the fingerprint's own fields say, and where.
+
+    Those fields are guidance's, or the reference's without guidance.
+    """
+    before = made_with.get("environments", {})
+    made_in = {part: made_with | before.get(part, {}) for part in ("reference", *made_with.get("added_guides", {}))}
+    made_in |= {guide.name: here for guide in added}
+    names = [name for name in ENVIRONMENT_FIELDS if name != "environments"]
+    elsewhere = {
+        part: {name: where.get(name) for name in names if where.get(name) != fingerprint.get(name)}
+        for part, where in made_in.items()
+    }
+    elsewhere = {part: differing for part, differing in elsewhere.items() if differing}
+    return {"environments": elsewhere} if elsewhere else {}
 
 
 def _say_what_differs(plan: ReusePlan) -> None:
-    before = plan.fingerprint.get("reference_environment", {})
-    shown = [f"{name} {before[name]}, now {plan.fingerprint.get(name)}" for name in _MADE_BY if name in before]
+    shown = [
+        f"{part} with {name} {value}, not {plan.fingerprint.get(name)}"
+        for part, differing in plan.fingerprint.get("environments", {}).items()
+        for name, value in differing.items()
+        if name in _MADE_BY
+    ]
     if shown:
-        warn(f"the reference of {plan.source.storage} was scored with {'; '.join(shown)}: rewards hold that difference")
+        warn(f"not all scores are made in one place ({'; '.join(shown)}): rewards hold that difference")

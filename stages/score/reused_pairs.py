@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 from ...data.cache import pair_ids_of
 from ...data.files import publish, replace
 from ...data.rendering import Form
-from ...data.schema import PAIR_SCHEMA, REFERENCE_SCHEMA, SET_ASIDE_NAME, write_parquet
+from ...data.schema import PAIR_SCHEMA, REFERENCE_SCHEMA, SET_ASIDE_NAME, rewards_columns, write_parquet
 from ...data.verify import set_aside_problems
 from ...errors import CacheError
 from ..console import meter
 from .folder import OutputFolder
+from .passes import GUIDE
 from .prepare import TOKENS_SCHEMA, attended, content_hash_number, read_prepared
 from .records import Prepared, SetAsideRow, ShardRecord
 from .reuse import ReusePlan
@@ -55,8 +56,8 @@ def lay_out(plan: ReusePlan, folder: OutputFolder, shard: int, set_aside: list[S
     """Publishes tokens and scores of a shard, then the record, whose presence means that all are there."""
     table = plan.source.read_shard(shard)
     publish(folder.tokens(shard), partial(write_parquet, tokens_table(table)))
-    reference = table.select(REFERENCE_SCHEMA.names).cast(REFERENCE_SCHEMA)
-    publish(folder.reference(shard), partial(write_parquet, reference))
+    for role in plan.kept:
+        publish(folder.scores(role, shard), partial(write_parquet, columns_of(role, table)))
     record = _record(plan, shard, table, set_aside)
     replace(folder.record(shard), lambda path: path.write_text(record.model_dump_json()), mode=0o600)
 
@@ -65,6 +66,14 @@ def tokens_table(table: pa.Table) -> pa.Table:
     """Scored rows as they were prepared."""
     hashes = pa.array([content_hash_number(ids) for ids in pair_ids_of(table)], pa.uint64())
     return table.select(PAIR_SCHEMA.names).append_column("content_hash", hashes).cast(TOKENS_SCHEMA)
+
+
+def columns_of(role: str, table: pa.Table) -> pa.Table:
+    """What the pass of this role has made of scored rows."""
+    if role == "reference":
+        return table.select(REFERENCE_SCHEMA.names).cast(REFERENCE_SCHEMA)
+    columns = table.select(rewards_columns(role.removeprefix(GUIDE) if role.startswith(GUIDE) else None))
+    return columns.replace_schema_metadata(None)
 
 
 def _set_aside_by_shard(plan: ReusePlan) -> dict[int, list[SetAsideRow]]:

@@ -83,9 +83,10 @@ OPTIONS_APART = {
     *("worker", "workers", "gpus_per_worker", "address"),
     *("plan", "gpu", "gpus", "utilisation", "gpu_price"),
     *("engine_arg", "tensor_parallel_size", "pipeline_parallel_size", "quantization", "gpu_memory_utilization"),
-    *("max_model_len", "reuse"),
+    *("max_model_len", "reuse", "add_guidance"),
 }
-"""Of `tgdpo score`: many workers, planning, other engines, starting from a cache. They exclude one another, and have tests of their own."""
+"""Of `tgdpo score`: many workers, planning, other engines, starting from a cache, further guides. They exclude one
+another, or have tests of their own."""
 
 
 def train_values(cache: Path, models: Models, output: Path) -> Values:

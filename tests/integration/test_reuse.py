@@ -158,12 +158,12 @@ def test_with_other_libraries_it_says_so(
     older = manifest.fingerprint | {"torch": "2.0.0", "tgdpo": "0.0.1"}
     manifest.model_copy(update={"fingerprint": older}).write(base)
     call = ["score", "--reuse", base, "--guidance", other_guide, "--output", tmp_path / "reused"]
-    assert "torch 2.0.0, now " in ok(*call).stderr
+    assert "reference with torch 2.0.0, not " in ok(*call).stderr
     made = Manifest.read(tmp_path / "reused").fingerprint
-    assert made["reference_environment"] == {"torch": "2.0.0", "tgdpo": "0.0.1"}
+    assert made["environments"] == {"reference": {"torch": "2.0.0", "tgdpo": "0.0.1"}}
     # And a cache made from that one still knows where the reference was scored.
     ok("score", "--reuse", tmp_path / "reused", "--guidance", other_guide, "--output", tmp_path / "third")
-    assert Manifest.read(tmp_path / "third").fingerprint["reference_environment"] == made["reference_environment"]
+    assert Manifest.read(tmp_path / "third").fingerprint["environments"] == made["environments"]
 
 
 def test_what_differs_is_refused_by_name(
