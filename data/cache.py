@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,7 @@ class ScoredPair(NamedTuple):
     rejected_ref_logps: Scores
     chosen_rewards: Scores
     rejected_rewards: Scores
-    further: Mapping[str, npt.NDArray[np.generic]] = {}
+    further: Mapping[str, npt.NDArray[Any]] = {}
     """Further columns that were asked for, by name."""
 
     def without_rejected(self) -> "ScoredPair":
@@ -142,7 +142,8 @@ class RewardCache:
             CacheError: the shard has changed or is damaged.
         """
         self._require_unchanged(group.shard)
-        return pairs_of(self.read_row_group(group, ["pair_id", *_IDS, *_SCORES, *further]), further)
+        columns = ["pair_id", *_IDS, *_SCORES, *further]
+        return pairs_of(self.read_row_group(group, list(dict.fromkeys(columns))), further)
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows, or these columns of them, in memory.

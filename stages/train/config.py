@@ -60,6 +60,13 @@ class TrainConfig(Settings):
     """tdpo2: weight of the difference in KL."""
     sepo_ratio: float = option(LOSS, 0.3, gt=0, le=1)
     """sepo: share of a response's tokens that counts."""
+    positive_guide: str | None = option(LOSS, None)
+    """tis-dpo: the guide that likes what is good: the NAME of one added to the cache (tgdpo score --add-guidance), or
+    guidance for the cache's own."""
+    negative_guide: str | None = option(LOSS, None)
+    """tis-dpo: the guide that likes what is bad, named in the same way."""
+    tis_spread: float = option(LOSS, 0.3, ge=0, le=1)
+    """tis-dpo: tokens weigh from 1 - N to 1 + N by their place in the response."""
 
     learning_rate: float = option(OPTIMIZER, 7e-7, gt=0)
     """Peak learning rate. With --lora-rank, ten times as much is usual."""
@@ -229,6 +236,12 @@ class TrainConfig(Settings):
     def _reference_is_named(self) -> "TrainConfig":
         if LOSSES[self.loss].needs_reference and self.reference is None:
             raise ValueError(f"--loss {self.loss} needs the reference's distributions; name it with --reference")
+        return self
+
+    @model_validator(mode="after")
+    def _guides_are_named(self) -> "TrainConfig":
+        if LOSSES[self.loss].needs_guides and not (self.positive_guide and self.negative_guide):
+            raise ValueError(f"--loss {self.loss} compares two guides; name them: --positive-guide, --negative-guide")
         return self
 
     @property

@@ -24,6 +24,7 @@ from ..models import ModelSource
 from .card import write_card
 from .checkpoint import read_state, save_checkpoint
 from .config import TrainConfig
+from .contrast import contrast_of
 from .convergence import Convergence
 from .finite import NOT_FINITE_FIX, listed, require_finite_weights
 from .folder import RunFolder
@@ -60,8 +61,13 @@ class TrainRun:
         self.parallel = parallel
         self.tokenizer = tokenizer
         self.objective = LOSSES[config.loss]
+        self.contrast = contrast_of(config, cache)
         self.order = PairOrder(
-            cache, seed=config.seed, eval_fraction=config.eval_fraction, chosen_only=self.objective.chosen_only
+            cache,
+            seed=config.seed,
+            eval_fraction=config.eval_fraction,
+            chosen_only=self.objective.chosen_only,
+            further=self.contrast.columns if self.contrast else (),
         )
         if self.order.train_pairs == 0:
             raise UsageError(f"--eval-fraction {config.eval_fraction} leaves no pair to train on", fix="lower it")
@@ -105,6 +111,7 @@ class TrainRun:
             layout=forward.layout,
             per_token=self.objective.chosen_only,
             reference=reference,
+            contrast=self.contrast,
         )
 
     def _budget(self) -> TokenBudget:

@@ -17,6 +17,7 @@ from ...data.packing import Batch, Layout, collate
 from ...errors import TrainingError
 from ..budget import TokenBudget
 from ..logps import to_device
+from .contrast import Contrast
 from .finite import NOT_FINITE_FIX, listed
 from .losses.types import Loss, LossSettings, ResponseTokens
 from .metrics import MetricSums
@@ -45,6 +46,7 @@ class StepRunner:
         budget: tokens of one pass, padding included; with several processes a fixed number.
         layout: how `forward` takes pairs.
         reference: for objectives that need its distributions; `forward` is then a `LogpsAndKl`.
+        contrast: for objectives that compare two guides.
         per_token: the loss of a step is the mean over its chosen tokens, not over its pairs.
     """
 
@@ -59,6 +61,7 @@ class StepRunner:
         layout: Layout,
         per_token: bool = False,
         reference: Reference | None = None,
+        contrast: Contrast | None = None,
     ) -> None:
         self._parallel = parallel
         self._forward = forward
@@ -68,6 +71,7 @@ class StepRunner:
         self._layout = layout
         self._per_token = per_token
         self._reference = reference
+        self._contrast = contrast
 
     def backward(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> Seen:
         """Computes the gradient of the mean loss over `pairs`, whatever passes and processes they are split into.
@@ -176,17 +180,34 @@ class StepRunner:
         policy_logps = _scattered(logps_R, mask)
         ref_kl = None if kl_R is None else _scattered(kl_R, mask)
 
-        def side(first_row: int, ref_logps: list[Scores], rewards: list[Scores]) -> ResponseTokens:
+        def on_tokens(rows: list[Scores]) -> Tensor:
+            return _padded(rows, mask.shape[1]).to(device)
+
+        def side(
+            first_row: int, ref_logps: list[Scores], rewards: list[Scores], contrast: list[Scores]
+        ) -> ResponseTokens:
             return ResponseTokens(
                 policy_logps[first_row::2],
-                _padded(ref_logps, mask.shape[1]).to(device),
-                _padded(rewards, mask.shape[1]).to(device),
+                on_tokens(ref_logps),
+                on_tokens(rewards),
                 mask[first_row::2],
                 None if ref_kl is None else ref_kl[first_row::2],
+                on_tokens(contrast) if contrast else None,
             )
 
-        chosen = side(0, [pair.chosen_ref_logps for pair in pairs], [pair.chosen_rewards for pair in pairs])
-        rejected = side(1, [pair.rejected_ref_logps for pair in pairs], [pair.rejected_rewards for pair in pairs])
+        of = self._contrast
+        chosen = side(
+            0,
+            [pair.chosen_ref_logps for pair in pairs],
+            [pair.chosen_rewards for pair in pairs],
+            [of.chosen(pair) for pair in pairs] if of else [],
+        )
+        rejected = side(
+            1,
+            [pair.rejected_ref_logps for pair in pairs],
+            [pair.rejected_rewards for pair in pairs],
+            [of.rejected(pair) for pair in pairs] if of else [],
+        )
         return chosen, rejected
 
 

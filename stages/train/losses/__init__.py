@@ -26,6 +26,8 @@ class Objective:
     """Defaults of these options where they are not `TrainConfig`'s."""
     needs_rewards: bool = False
     """Whether it reads the reward columns, which a cache scored without guidance lacks."""
+    needs_guides: bool = False
+    """Whether it compares two guides of the cache."""
     needs_reference: bool = False
     """Whether it needs the reference's distributions, so that the reference stays in memory."""
     chosen_only: bool = False
@@ -51,6 +53,9 @@ LOSSES: dict[str, Objective] = {
     "ipo": Objective(function="dpo.ipo", options=("beta",)),
     "ld-dpo": Objective(function="dpo.ld_dpo", options=(*_DPO, "ld_alpha")),
     "d2po": Objective(function="dpo.d2po", options=(*_DPO, "d2po_gamma")),
+    "tis-dpo": Objective(
+        function="dpo.tis_dpo", options=(*_DPO, "positive_guide", "negative_guide", "tis_spread"), needs_guides=True
+    ),
     "sepo": Objective(
         function="reference_free.sepo", options=("beta", "sepo_ratio"), defaults={"beta": 1.0}, needs_rewards=True
     ),
