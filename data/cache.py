@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ..errors import CacheError, UsageError
 from .manifest import Manifest, Shard
-from .schema import shard_schema
+from .schema import SAMPLES_SCHEMA, shard_schema
 from .storage import Storage
 from .tokenization import PairIds
 
@@ -82,7 +82,8 @@ class RewardCache:
     @cached_property
     def schema(self) -> pa.Schema:
         """The columns of its shards."""
-        return shard_schema(guide.name for guide in self.manifest.added_guides)
+        names = [guide.name for guide in self.manifest.added_guides]
+        return shard_schema(names, has_samples=self.manifest.reference_samples > 0)
 
     @cached_property
     def content_hash(self) -> str:
@@ -115,7 +116,7 @@ class RewardCache:
             # From afar, a row group's columns come in few large reads.
             pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=is_remote) as file,
         ):
-            self._require(decoding_problem(file, shard))
+            self._require(decoding_problem(file, shard, self.manifest.reference_samples))
             yield file
 
     def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
@@ -258,7 +259,7 @@ def shard_problem(storage: Storage, shard: Shard) -> str | None:
     return problem
 
 
-def decoding_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
+def decoding_problem(file: pq.ParquetFile, shard: Shard, samples: int = 0) -> str | None:
     """Why a shard must not be decoded, or None: a few hundred bytes of Parquet may stand for gigabytes.
 
     What this package writes has no dictionaries, by which a page refers to one value any number of times, and no more
@@ -270,8 +271,9 @@ def decoding_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
         for column in map(group.column, range(group.num_columns)):
             if column.has_dictionary_page or any("DICTIONARY" in encoding for encoding in column.encodings):
                 return f"{shard.name} holds dictionaries, which no shard of this format does"
+            times = samples if column.path_in_schema.partition(".")[0] in SAMPLES_SCHEMA.names else 1
             # A list without values counts as one.
-            if column.num_values > tokens + group.num_rows:
+            if column.num_values > times * tokens + group.num_rows:
                 return f"{shard.name} holds more values than the manifest says"
     return None
 

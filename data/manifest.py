@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..errors import CacheError
 from .files import replace
-from .schema import FORMAT_VERSION, GUIDE_NAME, MANIFEST_NAME, SHARD_PATTERN
+from .schema import FORMAT_VERSION, GUIDE_NAME, MANIFEST_NAME, MAX_SAMPLES, SHARD_PATTERN
 from .storage import Storage
 
 RewardKind = Literal["log-ratio", "token-classification", "none"]
@@ -97,6 +97,8 @@ class Manifest(_Record):
     guidance: str | None
     added_guides: list[AddedGuide] = []
     """Guides with columns of their own, chosen_NAME_rewards and rejected_NAME_rewards, in the columns' order."""
+    reference_samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES)] = 0
+    """Tokens drawn from the reference for each response token, 0 where there are none."""
     tokenizer: str
     tokenizer_vocabulary_sha256: str
     """Hash of the mapping from token to id; a policy must have the same."""

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ..errors import CacheError
 from .cache import RewardCache, shard_problem
-from .schema import METADATA_KEY, SET_ASIDE_NAME
+from .schema import METADATA_KEY, SAMPLES_SCHEMA, SET_ASIDE_NAME
 
 # Text is for people, and its bytes are covered by the shard's hash.
 _UNREAD = ("source_row", "prompt", "chosen", "rejected")
@@ -61,7 +61,9 @@ def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set
     tokens = dict.fromkeys(("prompt", "chosen", "rejected"), 0)
     for group in range(file.num_row_groups):
         table = file.read_row_group(group, columns=columns)
-        problems += [f"{shard.name}, row group {group}: {line}" for line in _check_table(table)]
+        problems += [
+            f"{shard.name}, row group {group}: {line}" for line in _check_table(table, cache.manifest.reference_samples)
+        ]
         ids = table["pair_id"].to_pylist()
         doubled = len(ids) - len(set(ids) - seen)
         seen.update(ids)
@@ -75,14 +77,18 @@ def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set
     return problems
 
 
-def _check_table(table: pa.Table) -> list[str]:
+def _check_table(table: pa.Table, samples: int) -> list[str]:
     problems = []
     for field in table.schema:
-        if not (pa.types.is_list(field.type) and pa.types.is_floating(field.type.value_type)):
+        side, _, what = field.name.partition("_")
+        if not pa.types.is_list(field.type) or what == "ids":
             continue
-        ids = f"{field.name.partition('_')[0]}_ids"
-        if not pc.list_value_length(table[ids]).equals(pc.list_value_length(table[field.name])):
-            problems.append(f"{field.name} and {ids} differ in length")
+        is_sample, lengths = field.name in SAMPLES_SCHEMA.names, pc.list_value_length(table[f"{side}_ids"]).to_numpy()
+        if not np.array_equal(
+            pc.list_value_length(table[field.name]).to_numpy(), lengths * (samples if is_sample else 1)
+        ):
+            differ = f"differ in length by another factor than {samples}" if is_sample else "differ in length"
+            problems.append(f"{field.name} and {side}_ids {differ}")
         if not np.isfinite(pc.list_flatten(table[field.name]).to_numpy()).all():
             problems.append(f"{field.name} holds a value that is not finite")
     return problems

@@ -16,6 +16,8 @@ _MEANING = {
     "pair_id": "hash of the pair's token ids and its place in the source",
     "source_row": "row number in the source data, from 0",
     "ids": "token ids",
+    "sampled_ids": "tokens drawn from the reference, equally many for each response token",
+    "sampled_ref_logps": "their log pi_ref, nats",
     "ref_logps": "log pi_ref of each response token, nats",
 }
 _REWARDS: dict[RewardKind, str] = {

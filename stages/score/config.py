@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from ...data.schema import GUIDE_NAME
+from ...data.schema import GUIDE_NAME, MAX_SAMPLES
 from ..settings import Settings, on_a_disk, option
 from .share import Share
 
@@ -48,6 +48,9 @@ class ScoreConfig(Settings):
     add_guidance: tuple[str, ...] = option(MODELS, ())
     """NAME=MODEL: a further guide, whose rewards get columns of their own, chosen_NAME_rewards and
     rejected_NAME_rewards; may be repeated. In YAML a mapping."""
+    reference_samples: int = option(MODELS, 0, ge=0, le=MAX_SAMPLES)
+    """Draw N tokens from the reference for each response token, in a pass of their own, so that tdpo1 and tdpo2 can
+    estimate its KL without it. Their columns are N times as long as the others; 0 draws none."""
     tokenizer: str | None = option(MODELS, None)
     """Tokenizer, where it is not the reference's."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(MODELS, "auto")
@@ -142,7 +145,7 @@ class ScoreConfig(Settings):
         for text, name in zip(given, names, strict=True):
             if not GUIDE_NAME.fullmatch(name) or not text.partition("=")[2]:
                 raise ValueError("write NAME=MODEL, NAME in small letters, digits and _, as good=models/dpo")
-            if name in ("reference", "guidance"):
+            if name in ("reference", "guidance", "samples"):
                 raise ValueError(f"{name} is the name of other columns' model; choose another one")
             if names.count(name) > 1:
                 raise ValueError(f"{name} is given twice; each guide needs a name of its own")
@@ -171,7 +174,7 @@ class ScoreConfig(Settings):
 
     @model_validator(mode="after")
     def _has_something_to_do(self) -> "ScoreConfig":
-        if self.reuse and not (self.guidance or self.add_guidance):
+        if self.reuse and not (self.guidance or self.add_guidance or self.reference_samples):
             raise ValueError("--reuse alone would copy the cache; name a model with --guidance or --add-guidance")
         return self
 

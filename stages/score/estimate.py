@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -19,6 +20,7 @@ import torch
 from ...data.cache import pair_ids_of
 from ...data.preferences import Row
 from ...data.schema import write_parquet
+from ...data.tokenization import PairIds
 from ...errors import DataError, ModelError
 from ..console import meter, quiet_libraries
 from ..hardware import Gpu, ModelSize, forward_flops, gpu_named, size_of
@@ -30,6 +32,7 @@ from .plan import FreshPlan, ScorePlan, plan_score
 from .prepare import ShardBuilder, attended, read_prepared
 from .reuse import ReusePlan
 from .reused_pairs import tokens_table
+from .samples import PairSamples, samples_table
 from .shards import reference_table, rewards_table, shard_table
 
 SAMPLE = 2000
@@ -170,7 +173,7 @@ def _reused_load(plan: ReusePlan) -> Load:
         raise DataError(f"--reuse {plan.source.storage} holds no pairs", fix="name a cache with pairs")
     table = tokens_table(plan.source.read_row_group(plan.source.row_groups[0]))
     attends = sum(attended(*map(len, pair)) for pair in pair_ids_of(table))
-    some = load_of(table, attends, "all of the cache", _names(plan))
+    some = load_of(table, attends, "all of the cache", _names(plan), plan.samples)
     return replace(
         some.times(plan.source.manifest.rows / some.pairs),
         pairs=plan.source.manifest.rows,
@@ -187,7 +190,7 @@ def _prepared_load(plan: FreshPlan) -> Load | None:
         return None
     prepared = read_prepared(folder)
     table = pq.read_table(folder.tokens(0)).slice(0, SAMPLE)
-    load = load_of(table, prepared.attended, "all prepared", _names(plan))
+    load = load_of(table, prepared.attended, "all prepared", _names(plan), plan.samples)
     scale = load.times(prepared.pairs / max(1, load.pairs))
     return replace(
         scale,
@@ -210,7 +213,7 @@ def _sampled_load(plan: FreshPlan) -> Load:
             f"({builder.record.set_aside[0].reason})",
             fix="score a few rows to see why (--limit 100)",
         )
-    load = load_of(builder.table, builder.record.attended, "", _names(plan))
+    load = load_of(builder.table, builder.record.attended, "", _names(plan), plan.samples)
     usable = load.pairs / len(rows)
     source = (
         f"{count:,} rows" if len(rows) == count else f"tokens from {len(rows):,} of {count:,} rows, drawn at random"
@@ -238,8 +241,9 @@ def _draw(plan: FreshPlan) -> tuple[list[Row], int]:
     return rows, count
 
 
-def load_of(tokens: pa.Table, attended: int, source: str, guides: Sequence[str] = ()) -> Load:
-    """The load of some prepared pairs; their bytes on disk are those of shards with random scores, also of `guides`."""
+def load_of(tokens: pa.Table, attended: int, source: str, guides: Sequence[str] = (), samples: int = 0) -> Load:
+    """The load of some prepared pairs; their bytes on disk are those of shards with random scores, also of `guides`,
+    and with so many random samples of the reference a token."""
     pairs = pair_ids_of(tokens)
     noise = np.random.default_rng(0)
 
@@ -248,6 +252,8 @@ def load_of(tokens: pa.Table, attended: int, source: str, guides: Sequence[str] 
 
     parts = [reference_table(scores())]
     parts += [rewards_table(parts[0], scores(), kind="log-ratio", guide=guide) for guide in (None, *guides)]
+    if samples:
+        parts.append(_random_samples(pairs, samples, noise))
     return Load(
         pairs=len(pairs),
         prompt_tokens=sum(len(pair.prompt) for pair in pairs),
@@ -258,6 +264,15 @@ def load_of(tokens: pa.Table, attended: int, source: str, guides: Sequence[str] 
         work_bytes=_written_bytes(tokens) + sum(map(_written_bytes, parts[:-1])),
         source=source,
     )
+
+
+def _random_samples(pairs: Sequence[PairIds], samples: int, noise: np.random.Generator) -> pa.Table:
+    def side(ids: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        drawn = noise.choice(ids, samples * len(ids)).astype(np.int32)
+        return drawn, noise.normal(-1, 1, len(drawn)).astype(np.float32)
+
+    made = [(side(pair.chosen), side(pair.rejected)) for pair in pairs]
+    return samples_table([PairSamples(w[0], l[0], w[1], l[1]) for w, l in made])  # noqa: E741
 
 
 def _names(plan: ScorePlan) -> list[str]:

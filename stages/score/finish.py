@@ -61,6 +61,7 @@ def publish_manifest(plan: ScorePlan, prepared: Prepared, folder: OutputFolder) 
         reference=plan.reference.name,
         guidance=plan.guidance_name,
         added_guides=plan.listed_guides,
+        reference_samples=plan.samples,
         tokenizer=plan.tokenizer_name,
         tokenizer_vocabulary_sha256=plan.vocabulary_sha256,
         conversational=prepared.conversational,

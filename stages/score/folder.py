@@ -6,6 +6,7 @@ OUTPUT/_work/prepared-NNNNN.json      what their preparation found; then they ar
 OUTPUT/_work/shards.json              the number of shards, once the set was read to its end
 OUTPUT/_work/reference-NNNNN.parquet  log pi_ref per response token, where another pass follows
 OUTPUT/_work/guidance-NNNNN.parquet   the rewards of a guide, where another pass follows; guide-NAME- of an added one
+OUTPUT/_work/samples-NNNNN.parquet    tokens drawn from the reference, where another pass follows
 OUTPUT/_work/finished-NNNNN.json      the finished shard's entry in the manifest
 OUTPUT/part-NNNNN-of-NNNNN.parquet    the finished shard
 OUTPUT/_manifest.json                 last; then _work goes
@@ -133,7 +134,7 @@ class OutputFolder:
         """Whether the folder holds nothing but what an unfinished scoring run writes."""
         written = (
             *("settings.json", "shards.json", "tokens-*.parquet", "prepared-*.json", "reference-*.parquet"),
-            *("guidance-*.parquet", "guide-*.parquet", "finished-*.json", f".*{TEMPORARY_SUFFIX}"),
+            *("guidance-*.parquet", "guide-*.parquet", "samples-*.parquet", "finished-*.json", f".*{TEMPORARY_SUFFIX}"),
         )
         if not self.work.is_dir() or any(entry != self.work for entry in self.path.iterdir()):
             return False

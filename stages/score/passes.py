@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,10 +15,13 @@ from ...data.manifest import Fingerprint, RewardKind
 from ...data.schema import write_parquet
 from ...data.tokenization import PairIds
 from ..console import Meter
-from .engines import Engine, EngineSpec, PairScores, score_pairs
+from .engines import Engine, EngineSpec, OnBatch, PairScores, score_pairs
 from .folder import OutputFolder
 from .overlap import Writer, ahead
+from .samples import PairSamples, draws_of, samples_table
 from .shards import reference_table, rewards_table, shard_table
+
+Results = list[PairScores] | list[PairSamples]
 
 GUIDE = "guide-"
 """Begins the role of an added guide; its name follows."""
@@ -31,7 +35,7 @@ class Pass:
     """
 
     role: str
-    """reference, guidance, or `GUIDE` and the name of an added guide."""
+    """reference, guidance, samples, or `GUIDE` and the name of an added guide."""
     parts: tuple[str, ...]
     """Roles whose columns a finished shard has, this one's among them."""
     is_last: bool
@@ -43,6 +47,8 @@ class Pass:
     reward_kind: RewardKind
     """What this pass's scores are; "none" of the reference."""
     fingerprint: Fingerprint
+    samples: int = 0
+    """Tokens to draw for each response token; 0 for a pass that scores."""
 
     def output(self, shard: int) -> Path:
         """The file that says that a shard needs this pass no more."""
@@ -61,7 +67,14 @@ class Pass:
         columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
         return pair_ids_of(pq.read_table(self.folder.tokens(shard), columns=columns))
 
-    def write(self, shard: int, scores: Sequence[PairScores]) -> None:
+    def compute(self, engine: Engine, shard: int, pairs: Sequence[PairIds], on_batch: OnBatch) -> Results:
+        """What the model gives for the pairs of a shard."""
+        if not self.samples:
+            return score_pairs(engine, pairs, on_batch)
+        names = pq.read_table(self.folder.tokens(shard), columns=["pair_id"])["pair_id"].to_pylist()
+        return engine.sample(pairs, draws_of(names, pairs, self.samples), on_batch)
+
+    def write(self, shard: int, scores: Results) -> None:
         """Publishes what the pass makes of a shard, unless another worker was first."""
         table = self._columns(shard, scores)
         if self.is_last:
@@ -72,7 +85,10 @@ class Pass:
         if is_ours and self.is_last:
             self.folder.entry(shard).unlink(missing_ok=True)  # of a file that somebody removed
 
-    def _columns(self, shard: int, scores: Sequence[PairScores]) -> pa.Table:
+    def _columns(self, shard: int, results: Results) -> pa.Table:
+        if self.samples:
+            return samples_table(cast(list[PairSamples], results))
+        scores = cast(list[PairScores], results)
         if self.role == "reference":
             return reference_table(scores)
         guide = self.role.removeprefix(GUIDE) if self.role.startswith(GUIDE) else None
@@ -107,7 +123,7 @@ def run_pass(
     pass after the batch that is being computed.
     """
 
-    def write(shard: int, scores: list[PairScores]) -> None:
+    def write(shard: int, scores: Results) -> None:
         work.write(shard, scores)
         written(shard)
 
@@ -118,4 +134,4 @@ def run_pass(
             writer.check()
 
         for shard, pairs in ahead((shard, work.pairs(shard)) for shard in shards):
-            writer.submit(partial(write, shard, score_pairs(engine, pairs, on_batch)))
+            writer.submit(partial(write, shard, work.compute(engine, shard, pairs, on_batch)))

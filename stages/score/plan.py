@@ -37,7 +37,10 @@ from .config import ScoreConfig
 from .engines import NAMED_ARGUMENTS, Engine, EngineSpec, engine_class
 from .engines.choice import Choice, choose_engine, engine_arguments
 from .passes import GUIDE
+from .samples import SAMPLES
 
+SHARED_ROLES = ("reference", "guidance")
+"""The passes that one model may do."""
 TEXT_OPTIONS = (
     *("split", "prompt_column", "chosen_column", "rejected_column", "allow_control_tokens"),
     *("max_length", "max_prompt_length", "overlong", "pairs_per_shard"),
@@ -85,7 +88,8 @@ class ScorePlan(ABC):
     @property
     def roles(self) -> list[str]:
         """The passes, in their order."""
-        return ["reference", *(["guidance"] if self.guidance else []), *(guide.role for guide in self.added)]
+        roles = ["reference", *(["guidance"] if self.guidance else []), *(guide.role for guide in self.added)]
+        return [*roles, SAMPLES] if self.config.reference_samples else roles
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -96,6 +100,11 @@ class ScorePlan(ABC):
     def reward_kind(self) -> RewardKind:
         """What the reward columns will hold."""
         return reward_kind(self.guidance)
+
+    @property
+    def samples(self) -> int:
+        """Tokens of the reference for each response token in a finished shard."""
+        return self.config.reference_samples
 
     @property
     def guidance_name(self) -> str | None:
@@ -118,7 +127,7 @@ class ScorePlan(ABC):
     def reward_kind_of(self, role: str) -> RewardKind:
         """What the scores of a pass are; "none" of the reference's."""
         kinds = {guide.role: reward_kind(guide.source) for guide in self.added}
-        return kinds.get(role, "none" if role == "reference" else self.reward_kind)
+        return kinds.get(role, self.reward_kind if role == "guidance" else "none")
 
     @property
     @abstractmethod
@@ -138,7 +147,7 @@ class ScorePlan(ABC):
             role: the pass.
             longest: tokens of the longest row, once the data is prepared.
         """
-        source, adapter = self.reference, self.guidance if self.shares_base else None
+        source, adapter = self.reference, self.guidance if self.shares_base and role in SHARED_ROLES else None
         if role == "guidance" and self.guidance is not None and not self.shares_base:
             source, adapter = self.guidance_base or self.guidance, self.guidance if self.guidance_base else None
         for guide in self.added:
@@ -159,6 +168,11 @@ class ScorePlan(ABC):
         """Raises UsageError or ModelError where the engine cannot do what is asked of it."""
         for role in self.roles:
             self.engine_class.check(self.engine_spec(role))
+        if SAMPLES in self.roles and not getattr(self.engine_class, "can_sample", False):
+            raise UsageError(
+                f"--reference-samples {self.config.reference_samples}: --engine {self.engine.name} draws no tokens",
+                fix="use --engine transformers",
+            )
 
     @abstractmethod
     def require_same_tokenizers(self, *, conversational: bool) -> None:
@@ -265,7 +279,7 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
         fingerprint = _text_fingerprint(config, preferences, tokenizer)
         fingerprint |= {"attn_implementation": config.attn_implementation, "reference_sha256": reference.content_hash}
         fingerprint |= guidance_fingerprint(guidance, guidance_base) | run_fingerprint(dtype, device)
-        fingerprint |= engine_fingerprint(engine.name, arguments) | added_fingerprint(added)
+        fingerprint |= engine_fingerprint(engine.name, arguments) | added_fingerprint(added, config.reference_samples)
     plan = FreshPlan(
         config=config,
         preferences=preferences,
@@ -365,10 +379,10 @@ def guidance_fingerprint(guidance: ModelSource | None, base: ModelSource | None)
     }
 
 
-def added_fingerprint(added: Sequence[Guide]) -> Fingerprint:
-    """What of the fingerprint added guides decide; nothing without any."""
+def added_fingerprint(added: Sequence[Guide], samples: int) -> Fingerprint:
+    """What of the fingerprint added guides and samples decide; nothing without any."""
     guides = {guide.name: guidance_fingerprint(guide.source, guide.base) for guide in added}
-    return {"added_guides": guides} if guides else {}
+    return ({"added_guides": guides} if guides else {}) | ({"reference_samples": samples} if samples else {})
 
 
 def run_fingerprint(dtype: torch.dtype, device: torch.device) -> Fingerprint:

@@ -35,6 +35,7 @@ from .plan import (
     reference_and_base,
     run_fingerprint,
 )
+from .samples import SAMPLES
 
 _OPTIONS = (*TEXT_OPTIONS, "attn_implementation", "dtype", "engine")
 _TAKEN_OVER = (
@@ -73,7 +74,8 @@ class ReusePlan(ScorePlan):
         """Roles whose columns are the cache's."""
         has_guidance = self.guidance is None and self.source.manifest.reward_kind != "none"
         guides = [GUIDE + guide.name for guide in self.source.manifest.added_guides]
-        return ("reference", *(["guidance"] if has_guidance else []), *guides)
+        has_samples = self.source.manifest.reference_samples > 0
+        return ("reference", *(["guidance"] if has_guidance else []), *guides, *([SAMPLES] if has_samples else []))
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -94,6 +96,11 @@ class ReusePlan(ScorePlan):
     def listed_guides(self) -> list[AddedGuide]:
         """See `ScorePlan.listed_guides`."""
         return [*self.source.manifest.added_guides, *super().listed_guides]
+
+    @property
+    def samples(self) -> int:
+        """See `ScorePlan.samples`."""
+        return super().samples or self.source.manifest.reference_samples
 
     @property
     def vocabulary_sha256(self) -> str:
@@ -142,7 +149,7 @@ def plan_reuse(config: ScoreConfig, *, device: torch.device | None = None, weigh
     guidance = find_guidance(config.guidance, "--guidance", find) if config.guidance else None
     reference, guidance_base = _models(config, source, guidance, find, weights=weights)
     added = added_guides(config, find, [each for each in (reference, guidance_base) if each and each.config])
-    _require_new_names(added, source)
+    _require_new_columns(config, added, source)
     _require_check_possible(config, reference)
     dtype, device = pick_dtype(str(config.dtype), reference), device or pick_device(config.device)
     arguments = _arguments(config, made_with)
@@ -151,7 +158,9 @@ def plan_reuse(config: ScoreConfig, *, device: torch.device | None = None, weigh
         here = run_fingerprint(dtype, device) | engine_fingerprint(config.engine, arguments)
         fingerprint = {name: made_with[name] for name in _TAKEN_OVER} if guidance else _without_additions(made_with)
         fingerprint |= guidance_fingerprint(guidance, guidance_base) | here if guidance else {}
-        fingerprint |= _all_added(made_with, added) | _environments(made_with, here, fingerprint, added)
+        fingerprint |= _all_added(made_with, added, config.reference_samples)
+        new = [*(guide.name for guide in added), *([SAMPLES] if config.reference_samples else [])]
+        fingerprint |= _environments(made_with, here, fingerprint, new)
     plan = ReusePlan(
         config=config,
         reference=reference,
@@ -203,6 +212,8 @@ def _completed(config: ScoreConfig, source: RewardCache, made_with: Fingerprint)
         if tokenizer_hash(tokenizer) != made_with["tokenizer_sha256"]:
             _refuse(source, "tokenizer", config.tokenizer, source.manifest.tokenizer)
     taken_over = {name: made_with[name] for name in _OPTIONS} | {"dataset": source.manifest.dataset}
+    if config.reference_samples and not config.reference:
+        taken_over["reference"] = source.manifest.reference
     if "max_set_aside" not in config.model_fields_set:
         # What was set aside then was allowed then.
         taken_over["max_set_aside"] = source.manifest.settings.get("max_set_aside", config.max_set_aside)
@@ -277,7 +288,13 @@ def _models(
     return (base if weights and base.content_hash == theirs else recorded), base
 
 
-def _require_new_names(added: Sequence[Guide], source: RewardCache) -> None:
+def _require_new_columns(config: ScoreConfig, added: Sequence[Guide], source: RewardCache) -> None:
+    if config.reference_samples and source.manifest.reference_samples:
+        raise UsageError(
+            f"--reference-samples {config.reference_samples}: {source.storage} has "
+            f"{source.manifest.reference_samples} for each token",
+            fix="leave it out: they are taken over",
+        )
     for guide in added:
         if guide.name in {other.name for other in source.manifest.added_guides}:
             raise UsageError(
@@ -301,25 +318,31 @@ def _require_check_possible(config: ScoreConfig, reference: ModelSource) -> None
 
 
 def _without_additions(made_with: Fingerprint) -> Fingerprint:
-    return {name: value for name, value in made_with.items() if name not in ("added_guides", "environments")}
+    return {
+        name: value
+        for name, value in made_with.items()
+        if name not in ("added_guides", "reference_samples", "environments")
+    }
 
 
-def _all_added(made_with: Fingerprint, added: Sequence[Guide]) -> Fingerprint:
-    """What the fingerprint says of the cache's added guides and of the new ones."""
-    guides = made_with.get("added_guides", {}) | added_fingerprint(added).get("added_guides", {})
-    return {"added_guides": guides} if guides else {}
+def _all_added(made_with: Fingerprint, added: Sequence[Guide], samples: int) -> Fingerprint:
+    """What the fingerprint says of what was added to the cache, and of what is new."""
+    new = added_fingerprint(added, samples)
+    guides = made_with.get("added_guides", {}) | new.get("added_guides", {})
+    kept = {name: made_with[name] for name in ("reference_samples",) if name in made_with}
+    return kept | new | ({"added_guides": guides} if guides else {})
 
 
 def _environments(
-    made_with: Fingerprint, here: Fingerprint, fingerprint: Fingerprint, added: Sequence[Guide]
+    made_with: Fingerprint, here: Fingerprint, fingerprint: Fingerprint, new: Sequence[str]
 ) -> Fingerprint:
     """Which scores were made elsewhere than the fingerprint's own fields say, and where.
 
     Those fields are guidance's, or the reference's without guidance.
     """
     before = made_with.get("environments", {})
-    made_in = {part: made_with | before.get(part, {}) for part in ("reference", *made_with.get("added_guides", {}))}
-    made_in |= {guide.name: here for guide in added}
+    kept = ["reference", *made_with.get("added_guides", {}), *([SAMPLES] if "reference_samples" in made_with else [])]
+    made_in = {part: made_with | before.get(part, {}) for part in kept} | dict.fromkeys(new, here)
     names = [name for name in ENVIRONMENT_FIELDS if name != "environments"]
     elsewhere = {
         part: {name: where.get(name) for name in names if where.get(name) != fingerprint.get(name)}

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from ...data.cache import pair_ids_of
 from ...data.files import publish, replace
 from ...data.rendering import Form
-from ...data.schema import PAIR_SCHEMA, REFERENCE_SCHEMA, SET_ASIDE_NAME, rewards_columns, write_parquet
+from ...data.schema import PAIR_SCHEMA, REFERENCE_SCHEMA, SAMPLES_SCHEMA, SET_ASIDE_NAME, rewards_columns, write_parquet
 from ...data.verify import set_aside_problems
 from ...errors import CacheError
 from ..console import meter
@@ -24,6 +24,7 @@ from .passes import GUIDE
 from .prepare import TOKENS_SCHEMA, attended, content_hash_number, read_prepared
 from .records import Prepared, SetAsideRow, ShardRecord
 from .reuse import ReusePlan
+from .samples import SAMPLES
 from .share import Share
 
 _PARTS = ("prompt", "chosen", "rejected")
@@ -72,6 +73,8 @@ def columns_of(role: str, table: pa.Table) -> pa.Table:
     """What the pass of this role has made of scored rows."""
     if role == "reference":
         return table.select(REFERENCE_SCHEMA.names).cast(REFERENCE_SCHEMA)
+    if role == SAMPLES:
+        return table.select(SAMPLES_SCHEMA.names).cast(SAMPLES_SCHEMA)
     columns = table.select(rewards_columns(role.removeprefix(GUIDE) if role.startswith(GUIDE) else None))
     return columns.replace_schema_metadata(None)
 

@@ -18,17 +18,15 @@ from .engines import Engine, engine_class
 from .finish import finished_shard, publish_manifest
 from .folder import OutputFolder
 from .passes import Pass, Progress, run_pass
-from .plan import FreshPlan, ScorePlan, plan_score
+from .plan import SHARED_ROLES, FreshPlan, ScorePlan, plan_score
 from .prepare import prepare
 from .records import Prepared
 from .reuse import ReusePlan
 from .reused_pairs import prepare_reused
+from .samples import SAMPLES
 from .share import WHOLE, Share
 
 Outcome = TypeVar("Outcome")
-
-SHARED_ROLES = ("reference", "guidance")
-"""The passes that one model may do."""
 
 
 def score(config: ScoreConfig) -> Manifest | None:
@@ -198,6 +196,7 @@ def passes_of(plan: ScorePlan, folder: OutputFolder, prepared: Prepared) -> list
             shards=len(prepared.shard_pairs),
             reward_kind=plan.reward_kind_of(role),
             fingerprint=plan.fingerprint,
+            samples=plan.config.reference_samples if role == SAMPLES else 0,
         )
         for role in plan.roles
     ]

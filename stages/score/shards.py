@@ -17,6 +17,7 @@ from ...data.schema import (
     METADATA_KEY,
     PAIR_SCHEMA,
     REFERENCE_SCHEMA,
+    SAMPLES_SCHEMA,
     list_column,
     rewards_columns,
     shard_schema,
@@ -65,7 +66,7 @@ def shard_table(tokens: pa.Table, parts: Sequence[pa.Table], *, fingerprint: Fin
     for side, name in zip(SIDES, rewards_columns(), strict=True):
         ref_logps = scores[f"{side}_ref_logps"]
         scores.setdefault(name, _with_values(ref_logps, np.zeros(len(ref_logps.values), np.float32)))
-    schema = shard_schema(_guides(scores))
+    schema = shard_schema(_guides(scores), has_samples=SAMPLES_SCHEMA.names[0] in scores)
     metadata = {
         METADATA_KEY: json.dumps({"format_version": FORMAT_VERSION, "fingerprint": fingerprint}, sort_keys=True)
     }

@@ -20,6 +20,7 @@ from .losses import LOSSES
 from .optimizers import require_optimizer, require_spreads
 from .parallel import Parallel
 from .quantization import require_quantization
+from .sampled import estimates_kl
 from .shapes import find_shape
 from .trackers import require_installed
 
@@ -99,6 +100,7 @@ def _fitting_tokenizer(config: TrainConfig, cache: RewardCache, source: ModelSou
             fix="score it with --guidance, or train with --loss dpo",
         )
     contrast_of(config, cache)
+    estimates_kl(config, cache)
     if tokenizer is None:
         with_tokenizer = source
         if source.kind == "adapter" and not has_tokenizer(source):

@@ -16,13 +16,14 @@ from ...data.cache import ScoredPair, Scores
 from ...data.packing import Batch, Layout, collate
 from ...errors import TrainingError
 from ..budget import TokenBudget
-from ..logps import to_device
+from ..logps import DeviceBatch, to_device
 from .contrast import Contrast
 from .finite import NOT_FINITE_FIX, listed
 from .losses.types import Loss, LossSettings, ResponseTokens
 from .metrics import MetricSums
 from .parallel import Parallel
 from .reference import Reference
+from .sampled import SampleReader, estimated_kl
 from .split import Pass, split
 
 
@@ -46,6 +47,7 @@ class StepRunner:
         budget: tokens of one pass, padding included; with several processes a fixed number.
         layout: how `forward` takes pairs.
         reference: for objectives that need its distributions; `forward` is then a `LogpsAndKl`.
+        samples: instead of `reference`, to estimate from; `forward` is then a `LogpsOfSamples`.
         contrast: for objectives that compare two guides.
         per_token: the loss of a step is the mean over its chosen tokens, not over its pairs.
     """
@@ -61,6 +63,7 @@ class StepRunner:
         layout: Layout,
         per_token: bool = False,
         reference: Reference | None = None,
+        samples: SampleReader | None = None,
         contrast: Contrast | None = None,
     ) -> None:
         self._parallel = parallel
@@ -71,6 +74,7 @@ class StepRunner:
         self._layout = layout
         self._per_token = per_token
         self._reference = reference
+        self._samples = samples
         self._contrast = contrast
 
     def backward(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> Seen:
@@ -171,10 +175,7 @@ class StepRunner:
         """Forward of one pass: chosen and rejected."""
         device = self._parallel.device
         on_device = to_device(batch, device)
-        if self._reference:
-            logps_R, kl_R = self._forward(on_device, self._reference.states(on_device))
-        else:
-            logps_R, kl_R = self._forward(on_device), None
+        logps_R, kl_R = self._logps_and_kl(pairs, on_device)
         lengths = torch.from_numpy(batch.response_lengths).to(device)
         mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
         policy_logps = _scattered(logps_R, mask)
@@ -209,6 +210,17 @@ class StepRunner:
             [of.rejected(pair) for pair in pairs] if of else [],
         )
         return chosen, rejected
+
+    def _logps_and_kl(self, pairs: Sequence[ScoredPair], batch: DeviceBatch) -> tuple[Tensor, Tensor | None]:
+        """log pi_theta of the response tokens [R], and the reference's KL there [R] for objectives that need it."""
+        if self._reference:
+            logps_R, kl_R = self._forward(batch, self._reference.states(batch))
+            return logps_R, kl_R
+        if self._samples:
+            samples = self._samples.of(pairs, self._parallel.device)
+            logps_RM = self._forward(batch, samples.ids)
+            return logps_RM[:, 0], estimated_kl(samples.ref_logps, logps_RM[:, 1:])
+        return self._forward(batch), None
 
 
 def _scattered(flat_R: Tensor, mask: Tensor) -> Tensor:

@@ -170,7 +170,9 @@ class TestTdpo:
     @pytest.mark.parametrize(
         ("options", "code", "said"),
         [
-            ((), 2, "--loss tdpo1 needs the reference's distributions"),
+            ((), 1, "has no samples of the reference, from which --loss tdpo1 would estimate"),
+            (("--kl", "exact"), 2, "--loss tdpo1 --kl exact needs the reference"),
+            (("--kl", "estimate", "--reference", "OTHER"), 1, "--reference-samples 8 --output NEW"),
             (("--reference", "OTHER"), 1, "is not the model"),
         ],
     )
