@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import CacheError
+from .additions import GUIDE_NAME, MAX_SAMPLES
 from .files import replace
-from .schema import FORMAT_VERSION, GUIDE_NAME, MANIFEST_NAME, MAX_SAMPLES, SHARD_PATTERN
+from .schema import FORMAT_VERSION, MANIFEST_NAME, SHARD_PATTERN
 from .storage import Storage
 
 RewardKind = Literal["log-ratio", "token-classification", "none"]

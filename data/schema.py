@@ -44,8 +44,6 @@ SCORE_FIELDS = [
 ]
 REFERENCE_SCHEMA = pa.schema(SCORE_FIELDS[:2])
 """What the reference pass leaves for the guidance pass."""
-GUIDE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-"""Names of guides that are added to a cache."""
 PAIR_SCHEMA = pa.schema(PAIR_FIELDS)
 """Columns of a pair before it is scored."""
 SHARD_SCHEMA = pa.schema(PAIR_FIELDS + SCORE_FIELDS)
@@ -59,8 +57,6 @@ SAMPLES_SCHEMA = pa.schema(
     ]
 )
 """Tokens drawn from the reference, the same number for each response token, one after the other."""
-MAX_SAMPLES = 256
-"""Tokens drawn for a response token, at most."""
 
 
 def rewards_columns(guide: str | None = None) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from ...data.schema import GUIDE_NAME, MAX_SAMPLES
+from ...data.additions import GUIDE_NAME, MAX_SAMPLES
 from ..settings import Settings, on_a_disk, option
 from .share import Share
 

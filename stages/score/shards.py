@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ...data.additions import GUIDE_NAME
 from ...data.manifest import Fingerprint, RewardKind
 from ...data.schema import (
     FORMAT_VERSION,
-    GUIDE_NAME,
     METADATA_KEY,
     PAIR_SCHEMA,
     REFERENCE_SCHEMA,
