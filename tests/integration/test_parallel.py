@@ -120,6 +120,19 @@ def test_options(parallel: str, options: list[Any], cache: Path, models: Models,
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_further_columns(parallel: str, cache: Path, models: Models, tmp_path: Path) -> None:
+    """TDPO from samples of the reference."""
+    import tgdpo
+
+    sampled = str(tmp_path / "sampled")
+    tgdpo.score(tgdpo.ScoreConfig(reuse=str(cache), reference_samples=3, output=sampled))
+    call = ("--cache", sampled, "--model", models.reference, "--loss", "tdpo1", "--batch-tokens", 200)
+    train(tmp_path / "one", *call, processes=1)
+    train(tmp_path / "two", *call, "--parallel", parallel)
+    require_same_run(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_tied_embeddings(parallel: str, cache: Path, tmp_path: Path) -> None:
     tied = make_model(tmp_path / "tied", make_tokenizer(chat=False), seed=0, tie_word_embeddings=True)
     train(tmp_path / "one", "--cache", cache, "--model", tied, "--max-steps", 3, processes=1)
