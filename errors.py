@@ -41,6 +41,10 @@ class CacheError(TgdpoError):
     """The reward cache is missing, unfinished, changed, or made with other settings."""
 
 
+class StorageError(TgdpoError):
+    """An object store does not take or give a file; what is finished stays there."""
+
+
 class TrainingError(TgdpoError):
     """Training cannot go on: a loss that is not finite, a run folder of another configuration."""
 

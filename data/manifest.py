@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import CacheError
-from .files import replace
 from .schema import FORMAT_VERSION, MANIFEST_NAME, SHARD_PATTERN
 from .storage import Storage
+from .store import Store, open_store
 
 RewardKind = Literal["log-ratio", "token-classification", "none"]
 """What the reward columns hold: log pi_guide - log pi_ref, a reward model's output, or zeros (no guidance)."""
@@ -115,10 +115,11 @@ class Manifest(_Record):
         """Scored pairs in the cache."""
         return sum(shard.rows for shard in self.shards)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path | Store) -> None:
         """Publishes the manifest in `folder`."""
+        store = open_store(folder) if isinstance(folder, Path) else folder
         text = json.dumps(self.model_dump(), indent=1, ensure_ascii=True) + "\n"
-        replace(folder / MANIFEST_NAME, lambda path: path.write_text(text))
+        store.replace(MANIFEST_NAME, lambda path: path.write_text(text))
 
     @classmethod
     def read(cls, folder: Path | Storage) -> "Manifest":

@@ -1,29 +1,18 @@
 """A folder to read from, on this machine or at an fsspec URL: s3://bucket/cache, gs://…, hf://datasets/…, memory://…"""
 
 import hashlib
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import CacheError, UsageError
-
-_PACKAGES = {
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "abfs": "adlfs",
-    "abfss": "adlfs",
-    "az": "adlfs",
-}
+from .addresses import credentials_in, is_url, require_package
 
 
 class File(NamedTuple):
@@ -45,12 +34,12 @@ class Storage:
 
     def __init__(self, location: str | Path) -> None:
         self.location = str(location)
-        if "://" not in self.location:
+        if not is_url(self.location):
             self.location = str(Path(location).expanduser())
             self._files: Any = LocalFileSystem()
             self.root = self.location
         else:
-            self._files, self.root = _open_url(self.location)
+            self._files, self.root = open_url(self.location)
 
     def __str__(self) -> str:
         return self.location
@@ -65,6 +54,8 @@ class Storage:
         """Name to file, from one listing. Raises CacheError where there is no such folder."""
         with self._errors_named(self.location):
             try:
+                # Libraries remember listings, also of before a run of this process wrote there.
+                self._files.invalidate_cache(self.root)
                 entries = self._files.ls(self.root, detail=True)
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise CacheError(f"{self} is no folder", fix="name the --output folder of tgdpo score") from error
@@ -119,18 +110,19 @@ class Storage:
             ) from error
 
 
-def _open_url(url: str) -> tuple[Any, str]:
-    scheme = url.partition("://")[0]
-    parts = urlsplit(url)
-    if "@" in parts.netloc or parts.query:
+def open_url(url: str, **options: Any) -> tuple[Any, str]:
+    """fsspec's file system of a URL, made with `options`, and the path in it.
+
+    Raises:
+        UsageError: the URL's library is missing, or the URL holds credentials.
+    """
+    shown = credentials_in(url)
+    if shown:
         # They would stand in logs and in the run's configuration.
-        shown = f"{scheme}://…" + "@…" * ("@" in parts.netloc) + "?…" * bool(parts.query)
         raise UsageError(f"{shown}: the URL holds credentials", fix="put them into the environment instead")
-    package = _PACKAGES.get(scheme)
-    if package and importlib.util.find_spec(package) is None:
-        raise UsageError(f"{url}: {package} is not installed", fix=f"pip install {package}")
+    require_package(url)
     try:
-        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
         raise UsageError(f"{url} cannot be opened ({error})", fix="name a folder or a URL that fsspec knows") from error
     return found

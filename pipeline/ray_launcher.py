@@ -19,7 +19,7 @@ from ..stages.score.passes import Pass, Progress
 from ..stages.score.plan import ScorePlan, plan_score
 from ..stages.score.prepare import prepare_share
 from ..stages.score.records import Prepared, SetAsideRow
-from ..stages.score.run import open_output, or_finished_elsewhere, passes_of, prepare_checked, say_engine
+from ..stages.score.run import finished_already, or_finished_elsewhere, passes_of, prepare_checked, say_engine
 from ..stages.score.share import WHOLE, Share
 from .handout import DEATHS_ALLOWED, Handout
 from .ray_cluster import Pool, cluster, device_of, import_ray, last_line, pool_of
@@ -38,10 +38,11 @@ def score_with_ray(config: ScoreConfig) -> Manifest:
     """
     ray = import_ray()
     quiet_libraries()
+    folder = OutputFolder(config.output)
     with cluster(ray, config.address):
         pool = pool_of(ray, config)
         plan = plan_score(config, device=device_of(config, pool.gpus))
-        folder, finished = open_output(plan)
+        finished = finished_already(plan, folder)
         if finished is not None:
             return finished
         return or_finished_elsewhere(plan, folder, lambda: _finish(ray, plan, folder, pool))

@@ -9,6 +9,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
+from ..data.addresses import is_url, why_not_writable
+
 
 class Settings(BaseModel):
     """A configuration; every field is an option of the command line and a key of the YAML file."""
@@ -26,6 +28,14 @@ def on_a_disk(output: str) -> str:
     """The name of a folder to write to. Raises ValueError for a URL."""
     if "://" in output:
         raise ValueError("what is written goes to a folder; copy it there when it is finished")
+    return output
+
+
+def writable(output: str) -> str:
+    """A folder, or a URL in a store that can be written to. Raises ValueError for another URL."""
+    problem = why_not_writable(output) if is_url(output) else None
+    if problem:
+        raise ValueError(problem)
     return output
 
 

@@ -4,6 +4,7 @@ As with torchrun, each of several processes finds its rank in the environment.
 """
 
 import os
+import random
 import socket
 import sys
 import time
@@ -21,6 +22,7 @@ _CONTEXT.set_forkserver_preload(
         "tgdpo.stages.score.run",
         "tgdpo.stages.train.run",
         "datasets",
+        "s3fs",
         "peft",
         "transformers.models.llama",
     ]
@@ -72,6 +74,17 @@ def launch(*arguments: object, processes: int = 1, log: Path, environment: dict[
         process.start()
         started.append(process)
     return Launch(started, log)
+
+
+def strike(started: Launch, number: int, chance: random.Random, seconds: float) -> bool:
+    """Sends the signal at a random moment; returns whether the run was still at work."""
+    (process,) = started.processes
+    process.join(chance.uniform(0, seconds))
+    if not process.is_alive():
+        return False
+    os.kill(process.pid or 0, number)
+    process.join(60)
+    return process.exitcode != 0
 
 
 HELD_BY = "TGDPO_TEST_HELD_BY"

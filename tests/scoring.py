@@ -25,7 +25,7 @@ class Scoring:
     seconds: float
     """How long a run takes."""
 
-    def start(self, output: Path, *options: object, environment: dict[str, str] | None = None) -> Launch:
+    def start(self, output: Path | str, *options: object, environment: dict[str, str] | None = None) -> Launch:
         """Starts the command with this --output."""
         return launch(*self.words, "--output", output, *options, log=self.log, environment=environment)
 

@@ -6,17 +6,16 @@ What is checked is what the cache holds, not a rehearsal. Only the other engine 
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from ...data.cache import pair_ids_of
 from ...data.manifest import Difference, EngineCheck
+from ...data.store import StoredFile
 from ...data.tokenization import PairIds
 from ...errors import UsageError
 from ..console import log, meter, warn
@@ -59,7 +58,7 @@ def other_plan(plan: ScorePlan) -> ScorePlan | None:
     return other
 
 
-def check_engines(plan: ScorePlan, shards: Sequence[Path]) -> EngineCheck | None:
+def check_engines(plan: ScorePlan, shards: Sequence[StoredFile]) -> EngineCheck | None:
     """Compares scores in `shards` with those of the engine of `--check-against`, and reports the difference."""
     other = other_plan(plan)
     count = int((plan.config.check_against or "").partition(":")[2] or PAIRS)
@@ -72,19 +71,19 @@ def check_engines(plan: ScorePlan, shards: Sequence[Path]) -> EngineCheck | None
     return check
 
 
-def _sample(shards: Sequence[Path], count: int) -> _Sample:
+def _sample(shards: Sequence[StoredFile], count: int) -> _Sample:
     """Up to `count` rows, one at random from each of as many stretches of the cache; the same ones every time."""
-    rows = [pq.read_metadata(path).num_rows for path in shards]
+    rows = [file.rows() for file in shards]
     total = sum(rows)
     edges = np.linspace(0, total, min(count, total) + 1)
     rng = np.random.default_rng(0)
     picked = np.array([rng.integers(int(a), int(b)) for a, b in pairwise(edges)], np.int64)
     tables, start = [], 0
-    for path, in_shard in zip(shards, rows, strict=True):
+    for file, in_shard in zip(shards, rows, strict=True):
         here = picked[(picked >= start) & (picked < start + in_shard)] - start
         start += in_shard
         if len(here):
-            tables.append(pq.read_table(path).take(pa.array(here)))
+            tables.append(file.table().take(pa.array(here)))
     if not tables:
         return _Sample([], np.empty(0, np.float32), np.empty(0, np.float32))
     table = pa.concat_tables(tables)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from ..settings import Settings, on_a_disk, option
+from ..settings import Settings, option, writable
 from .share import Share
 
 DATA, MODELS, LENGTHS, RUN, ENGINE = "Preference set", "Models", "Lengths", "Run", "Engine"
@@ -60,7 +60,8 @@ class ScoreConfig(Settings):
     """What happens to rows over these limits."""
 
     output: str = option(RUN)
-    """Folder of the reward cache. The same command goes on where it stopped."""
+    """Folder of the reward cache, or its URL in an object store (s3://…, gs://…, abfs://…). The same command goes on
+    where it stopped."""
     batch_tokens: int | None = option(RUN, None, gt=0)
     """Tokens of one forward pass, padding included (vllm: at most 2048 where it makes all logits of a pass). Default:
     8192, with transformers on CUDA more as long as memory lasts."""
@@ -113,7 +114,7 @@ class ScoreConfig(Settings):
     gpu_price: float | None = option(PLAN, None, gt=0)
     """Price of a GPU hour; --plan then prints the cost."""
 
-    _folder = field_validator("output")(on_a_disk)
+    _address = field_validator("output")(writable)
 
     @field_validator("check_against")
     @classmethod

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from ...data.cache import pair_ids_of
@@ -157,11 +156,11 @@ def describe(load: Load, scorers: dict[str, Scorer], config: ScoreConfig) -> str
 
 def _prepared_load(plan: ScorePlan) -> Load | None:
     """What a run in the output folder has prepared from the same set with the same options."""
-    folder = OutputFolder(Path(plan.config.output).expanduser())
+    folder = OutputFolder(plan.config.output)
     if not folder.is_prepared_with(plan.text_fingerprint):
         return None
     prepared = read_prepared(folder)
-    table = pq.read_table(folder.tokens(0)).slice(0, SAMPLE)
+    table = folder.tokens(0).table().slice(0, SAMPLE)
     load = load_of(table, prepared.attended, "all prepared")
     scale = load.times(prepared.pairs / max(1, load.pairs))
     return replace(

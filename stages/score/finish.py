@@ -1,21 +1,20 @@
 """The end of a scoring run: what each finished shard holds, and the manifest of them all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from ...data.files import replace, sha256_file
 from ...data.manifest import Counts, Manifest, Shard
 from ...data.rendering import Reason
 from ...data.schema import ROW_GROUP_PAIRS
+from ...data.store import StoredFile
 from .check import check_engines
 from .folder import OutputFolder
 from .plan import ScorePlan
-from .prepare import count_duplicates, read_record
+from .prepare import count_duplicates, read_records
 from .records import Prepared, SetAsideCount, SetAsideRow
 
 
@@ -30,13 +29,14 @@ class FinishedShard(BaseModel):
 
 def finished_shard(folder: OutputFolder, shard: int, count: int) -> FinishedShard:
     """Describes a finished shard, from its file or from what was noted when it was published."""
-    note = folder.entry(shard)
-    if note.is_file():
-        return FinishedShard.model_validate_json(note.read_bytes())
-    path = folder.shard(shard, count)
-    described = FinishedShard(shard=_describe(path), lost=_lost_rows(folder.tokens(shard), path))
-    replace(note, lambda file: file.write_text(described.model_dump_json()), mode=0o600)
-    return described
+    return next(finished_shards(folder, [shard], count))
+
+
+def finished_shards(folder: OutputFolder, shards: Sequence[int], count: int) -> Iterator[FinishedShard]:
+    """As `finished_shard`, the notes read together."""
+    notes = folder.contents([folder.entry(shard) for shard in shards])
+    for shard, note in zip(shards, notes, strict=True):
+        yield FinishedShard.model_validate_json(note) if note else _note_finished(folder, shard, count)
 
 
 def publish_manifest(plan: ScorePlan, prepared: Prepared, folder: OutputFolder) -> Manifest:
@@ -48,12 +48,12 @@ def publish_manifest(plan: ScorePlan, prepared: Prepared, folder: OutputFolder) 
         DataError: more rows are set aside than the plan allows.
     """
     count = len(prepared.shard_pairs)
-    finished = [finished_shard(folder, shard, count) for shard in range(count)]
+    finished = list(finished_shards(folder, range(count), count))
     set_aside = SetAsideCount()
     for rows in _set_aside(folder, finished):
         set_aside.add(rows)
     set_aside.require_few(prepared.rows_read, plan.config.max_set_aside)
-    replace(folder.set_aside, lambda path: _write_lines(path, _set_aside(folder, finished)), mode=0o600)
+    folder.set_aside.replace(lambda path: _write_lines(path, _set_aside(folder, finished)), mode=0o600)
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         reward_kind=plan.reward_kind,
@@ -74,19 +74,19 @@ def publish_manifest(plan: ScorePlan, prepared: Prepared, folder: OutputFolder) 
             truncated=prepared.truncated,
         ),
         set_aside_reasons=dict(set_aside.reasons),
-        set_aside_sha256=sha256_file(folder.set_aside),
+        set_aside_sha256=folder.set_aside.size_and_sha256()[1],
         shards=[each.shard for each in finished],
         engine_check=check_engines(plan, [folder.shard(shard, count) for shard in range(count)]),
     )
-    manifest.write(folder.path)
+    manifest.write(folder.store)
     folder.clean()
     return manifest
 
 
 def _set_aside(folder: OutputFolder, finished: list[FinishedShard]) -> Iterator[list[SetAsideRow]]:
     """Shard by shard, the rows that preparation set aside and those that were lost, in the source's order."""
-    for number, each in enumerate(finished):
-        yield sorted(read_record(folder, number).set_aside + each.lost, key=lambda row: row.source_row)
+    for record, each in zip(read_records(folder), finished, strict=True):
+        yield sorted(record.set_aside + each.lost, key=lambda row: row.source_row)
 
 
 def _write_lines(path: Path, shards: Iterator[list[SetAsideRow]]) -> None:
@@ -94,29 +94,26 @@ def _write_lines(path: Path, shards: Iterator[list[SetAsideRow]]) -> None:
         file.writelines(row.model_dump_json() + "\n" for rows in shards for row in rows)
 
 
-def _lost_rows(tokens: Path, shard: Path) -> list[SetAsideRow]:
-    if pq.read_metadata(shard).num_rows == pq.read_metadata(tokens).num_rows:
-        return []
-    prepared, scored = (
-        pq.read_table(path, columns=["source_row"])["source_row"].to_pylist() for path in (tokens, shard)
-    )
+def _note_finished(folder: OutputFolder, shard: int, count: int) -> FinishedShard:
+    file = folder.shard(shard, count)
+    described = _describe(file)
+    tokens = folder.tokens(shard)
+    lost = [] if described.rows == tokens.rows() else _lost_rows(tokens, file)
+    finished = FinishedShard(shard=described, lost=lost)
+    folder.entry(shard).replace(lambda path: path.write_text(finished.model_dump_json()), mode=0o600)
+    return finished
+
+
+def _lost_rows(tokens: StoredFile, shard: StoredFile) -> list[SetAsideRow]:
+    prepared, scored = (file.table(["source_row"])["source_row"].to_pylist() for file in (tokens, shard))
     return [
         SetAsideRow(source_row=row, reason=Reason.NON_FINITE, detail="") for row in sorted(set(prepared) - set(scored))
     ]
 
 
-def _describe(path: Path) -> Shard:
-    tokens = {
-        f"{part}_tokens": pc.sum(pc.list_value_length(column)).as_py() or 0
-        for part, column in (
-            (part, pq.read_table(path, columns=[f"{part}_ids"])[f"{part}_ids"])
-            for part in ("prompt", "chosen", "rejected")
-        )
-    }
-    return Shard(
-        name=path.name,
-        rows=pq.read_metadata(path).num_rows,
-        bytes=path.stat().st_size,
-        sha256=sha256_file(path),
-        **tokens,
-    )
+def _describe(file: StoredFile) -> Shard:
+    parts = ("prompt", "chosen", "rejected")
+    ids = file.table([f"{part}_ids" for part in parts])
+    tokens = {f"{part}_tokens": pc.sum(pc.list_value_length(ids[f"{part}_ids"])).as_py() or 0 for part in parts}
+    size, sha256 = file.size_and_sha256()
+    return Shard(name=file.name, rows=len(ids), bytes=size, sha256=sha256, **tokens)

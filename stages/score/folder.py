@@ -13,61 +13,90 @@ Several workers may use one folder: whatever exists is whole, and the first to p
 """
 
 import json
-import shutil
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ...data.files import TEMPORARY_SUFFIX, publish, remove_temporaries
+from ...data.files import TEMPORARY_SUFFIX
 from ...data.manifest import ENVIRONMENT_FIELDS, Fingerprint, Manifest, differing_fields
 from ...data.schema import MANIFEST_NAME, SET_ASIDE_NAME, shard_name
-from ...errors import CacheError
+from ...data.storage import Storage
+from ...data.store import PROBE, StoredFile, open_store
+from ...errors import CacheError, StorageError
+
+WORK = "_work"
 
 
 class OutputFolder:
-    """Paths of one run; nothing is written before `claim`."""
+    """Files of one run; nothing is written before `claim`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.work = path / "_work"
-        self._settings = self.work / "settings.json"
-        self._shards = self.work / "shards.json"
+    Args:
+        output: a path, or the URL of a folder in an object store.
 
-    def tokens(self, shard: int) -> Path:
+    Raises:
+        UsageError: the URL cannot be opened.
+    """
+
+    def __init__(self, output: str | Path) -> None:
+        self.store = open_store(output)
+        self._settings = self._work("settings.json")
+        self._shards = self._work("shards.json")
+
+    def __str__(self) -> str:
+        return self.store.location
+
+    def _work(self, name: str) -> StoredFile:
+        return self.store.file(f"{WORK}/{name}")
+
+    def tokens(self, shard: int) -> StoredFile:
         """Prepared rows of a shard."""
-        return self.work / f"tokens-{shard:05d}.parquet"
+        return self._work(f"tokens-{shard:05d}.parquet")
 
-    def record(self, shard: int) -> Path:
+    def record(self, shard: int) -> StoredFile:
         """What the preparation of a shard found."""
-        return self.work / f"prepared-{shard:05d}.json"
+        return self._work(f"prepared-{shard:05d}.json")
 
-    def reference(self, shard: int) -> Path:
+    def reference(self, shard: int) -> StoredFile:
         """Reference log-probabilities of a shard."""
-        return self.work / f"reference-{shard:05d}.parquet"
+        return self._work(f"reference-{shard:05d}.parquet")
 
-    def entry(self, shard: int) -> Path:
+    def entry(self, shard: int) -> StoredFile:
         """What the manifest will say of a finished shard."""
-        return self.work / f"finished-{shard:05d}.json"
+        return self._work(f"finished-{shard:05d}.json")
 
-    def shard(self, shard: int, count: int) -> Path:
+    def shard(self, shard: int, count: int) -> StoredFile:
         """The finished shard."""
-        return self.path / shard_name(shard, count)
+        return self.store.file(shard_name(shard, count))
+
+    def existing(self, files: Iterable[StoredFile]) -> set[StoredFile]:
+        """Those of `files` that are there."""
+        asked = {file.path: file for file in files}
+        return {asked[path] for path in self.store.existing(asked)}
+
+    def contents(self, files: Iterable[StoredFile]) -> Iterator[bytes | None]:
+        """What stands in `files`, read together; None for one that is not there."""
+        asked = [file.path for file in files]
+        found = self.store.read_all(asked)
+        return (found.get(path) for path in asked)
 
     def shard_count(self) -> int | None:
         """The number of shards, None before the set was read to its end."""
-        return int(json.loads(self._shards.read_text())) if self._shards.is_file() else None
+        (content,) = self.contents([self._shards])
+        return None if content is None else int(json.loads(content))
 
     def set_shard_count(self, count: int) -> None:
         """Notes the number of shards."""
-        publish(self._shards, lambda path: path.write_text(f"{count}\n"))
+        self._shards.publish(lambda path: path.write_text(f"{count}\n"))
 
     def unprepared(self) -> list[int]:
         """The shards that are not prepared, none before their number is known."""
-        there = {path.name for path in self.work.glob("prepared-*.json")}
+        there = self.store.names(WORK)
         return [shard for shard in range(self.shard_count() or 0) if self.record(shard).name not in there]
 
     @property
-    def set_aside(self) -> Path:
+    def set_aside(self) -> StoredFile:
         """The rows that were not scored."""
-        return self.path / SET_ASIDE_NAME
+        return self.store.file(SET_ASIDE_NAME)
 
     def is_prepared_with(self, settings: Fingerprint) -> bool:
         """Whether every shard's tokens are there, from a run that had these settings among its own."""
@@ -82,9 +111,9 @@ class OutputFolder:
         Raises:
             CacheError: the finished cache has other settings.
         """
-        if not (self.path / MANIFEST_NAME).exists():
+        if not self.store.file(MANIFEST_NAME).exists():
             return None
-        manifest = Manifest.read(self.path)
+        manifest = Manifest.read(Storage(self.store.location))
         self._require_same(fingerprint, manifest.fingerprint, ignore=ENVIRONMENT_FIELDS)
         self.clean()  # what a run that was killed after it had published the manifest has left
         return manifest
@@ -98,8 +127,8 @@ class OutputFolder:
         Raises:
             CacheError: the folder holds scores of a run with other settings, or something else.
         """
-        for folder in (self.path, self.work):
-            remove_temporaries(folder)
+        for folder in ("", WORK):
+            self.store.remove_temporaries(folder)
         theirs = self._their_settings()
         if theirs == fingerprint:
             return False
@@ -109,54 +138,59 @@ class OutputFolder:
             if self._is_ours():
                 self._remove_work()
         if self._holds_something_else():
-            raise CacheError(f"--output {self.path} exists and is no reward cache", fix="name a new or an empty folder")
-        self.work.mkdir(parents=True, exist_ok=True)
+            raise CacheError(f"--output {self} exists and is no reward cache", fix="name a new or an empty folder")
+        self.store.make_folder(WORK)
+        self.store.require_first_wins(WORK)
         content = json.dumps(fingerprint, indent=1) + "\n"
-        if publish(self._settings, lambda path: path.write_text(content)):
+        if self._settings.publish(lambda path: path.write_text(content)):
             return True
         self._require_same(fingerprint, self._their_settings() or {})  # another worker was first
         return False
 
     def _their_settings(self) -> Fingerprint | None:
-        if not self._settings.is_file():
-            return None
-        theirs: Fingerprint = json.loads(self._settings.read_text())
+        (content,) = self.contents([self._settings])
+        theirs: Fingerprint | None = None if content is None else json.loads(content)
         return theirs
 
     def _holds_something_else(self) -> bool:
-        if self.path.is_file():
+        try:
+            return bool(self.store.names()) and not self._is_ours()
+        except NotADirectoryError:
             return True
-        return self.path.is_dir() and any(self.path.iterdir()) and not self._is_ours()
 
     def _is_ours(self) -> bool:
         """Whether the folder holds nothing but what an unfinished scoring run writes."""
         written = (
             *("settings.json", "shards.json", "tokens-*.parquet", "prepared-*.json", "reference-*.parquet"),
-            *("finished-*.json", f".*{TEMPORARY_SUFFIX}"),
+            *("finished-*.json", f"{PROBE}*", f".*{TEMPORARY_SUFFIX}"),
         )
-        if not self.work.is_dir() or any(entry != self.work for entry in self.path.iterdir()):
+        if self.store.names() != {WORK}:
             return False
-        return all(any(entry.match(pattern) for pattern in written) for entry in self.work.iterdir())
+        return all(any(fnmatchcase(name, pattern) for pattern in written) for name in self.store.names(WORK))
 
     def _has_scores(self) -> bool:
-        return any(self.path.glob("part-*")) or any(self.work.glob("reference-*"))
+        finished = any(name.startswith("part-") for name in self.store.names())
+        return finished or any(name.startswith("reference-") for name in self.store.names(WORK))
 
     def abandon(self) -> None:
         """Takes a folder back in which nothing was scored yet."""
         self._remove_work()
-        shutil.rmtree(self.path)
+        self.store.remove_folder("")
 
     def _remove_work(self) -> None:
         # The settings go last: without them, what is left of a killed removal would pass for the next run's.
-        for entry in self.work.iterdir():
-            if entry != self._settings:
-                entry.unlink()
-        shutil.rmtree(self.work)
+        others = self.store.names(WORK) - {self._settings.name}
+        self.store.remove([f"{WORK}/{name}" for name in others])
+        left = self.store.names(WORK) & others
+        if left:  # a store may be silent about what it does not let go
+            raise StorageError(f"{self._work(min(left))} cannot be removed", fix="use another --output")
+        self._settings.remove()
+        self.store.remove_folder(WORK)
 
     def clean(self) -> None:
         """Removes what only an unfinished run needs."""
-        shutil.rmtree(self.work, ignore_errors=True)
-        remove_temporaries(self.path, of_the_living=True)
+        self.store.remove_folder(WORK, ignore_errors=True)
+        self.store.remove_temporaries(of_the_living=True)
 
     def _require_same(self, ours: Fingerprint, theirs: Fingerprint, *, ignore: tuple[str, ...] = ()) -> None:
         fields = differing_fields(ours, theirs, ignore=ignore)
@@ -165,7 +199,7 @@ class OutputFolder:
                 f"{name} ({_short(theirs.get(name))}, now {_short(ours.get(name))})" for name in fields
             )
             raise CacheError(
-                f"--output {self.path} was made with other settings: {differences}",
+                f"--output {self} was made with other settings: {differences}",
                 fix="use the same settings, or another --output",
             )
 

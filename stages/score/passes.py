@@ -3,15 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
-import pyarrow.parquet as pq
-
 from ...data.cache import pair_ids_of
-from ...data.files import publish
 from ...data.manifest import Fingerprint, RewardKind
 from ...data.schema import write_parquet
+from ...data.store import StoredFile
 from ...data.tokenization import PairIds
 from ..console import Meter
 from .engines import Engine, EngineSpec, PairScores, score_pairs
@@ -43,37 +40,35 @@ class Pass:
         """Whether this pass writes the finished shards."""
         return self.role == "guidance" or self.reward_kind == "none"
 
-    def output(self, shard: int) -> Path:
+    def output(self, shard: int) -> StoredFile:
         """The file that says that a shard needs this pass no more."""
         return self.folder.shard(shard, self.shards) if self.is_last else self.folder.reference(shard)
 
     def missing(self, shards: Iterable[int]) -> list[int]:
         """Those of `shards` that still need this pass."""
-        return [
-            shard
-            for shard in shards
-            if not self.output(shard).exists() and not self.folder.shard(shard, self.shards).exists()
-        ]
+        needed = {shard: {self.output(shard), self.folder.shard(shard, self.shards)} for shard in shards}
+        there = self.folder.existing(file for files in needed.values() for file in files)
+        return [shard for shard, files in needed.items() if not files & there]
 
     def pairs(self, shard: int) -> list[PairIds]:
         """The prepared pairs of a shard."""
         columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
-        return pair_ids_of(pq.read_table(self.folder.tokens(shard), columns=columns))
+        return pair_ids_of(self.folder.tokens(shard).table(columns))
 
     def write(self, shard: int, scores: Sequence[PairScores]) -> None:
         """Publishes what the pass makes of a shard, unless another worker was first."""
         table = reference_table(scores)
         if self.is_last:
             table = shard_table(
-                pq.read_table(self.folder.tokens(shard)),
-                table if self.role == "reference" else pq.read_table(self.folder.reference(shard)),
+                self.folder.tokens(shard).table(),
+                table if self.role == "reference" else self.folder.reference(shard).table(),
                 scores if self.role == "guidance" else None,
                 kind=self.reward_kind,
                 fingerprint=self.fingerprint,
             )
-        is_ours = publish(self.output(shard), lambda path: write_parquet(table, path))
+        is_ours = self.output(shard).publish(lambda path: write_parquet(table, path))
         if is_ours and self.is_last:
-            self.folder.entry(shard).unlink(missing_ok=True)  # of a file that somebody removed
+            self.folder.entry(shard).remove()  # of a file that somebody removed
 
 
 class Progress:

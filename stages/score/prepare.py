@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ...data.files import publish, replace
 from ...data.preferences import Row
 from ...data.rendering import Renderer, SetAside
 from ...data.schema import PAIR_SCHEMA, list_column, write_parquet
@@ -34,6 +32,8 @@ TOKENIZER_BATCH = 256
 BATCHES_AHEAD = 4
 MAX_SHARDS = 99_999
 """As many as their names have room for."""
+RECORDS_AT_ONCE = 256
+"""Records that are read together; each may list thousands of rows."""
 HASHES_AT_ONCE = 16_000_000
 """Content hashes that are sorted together to count duplicates, 8 bytes each."""
 
@@ -67,12 +67,18 @@ def prepare_share(plan: ScorePlan, folder: OutputFolder, share: Share) -> None:
 
 def read_prepared(folder: OutputFolder) -> Prepared:
     """The totals of a whole preparation."""
-    return Prepared(read_record(folder, shard) for shard in range(folder.shard_count() or 0))
+    return Prepared(read_records(folder))
 
 
-def read_record(folder: OutputFolder, shard: int) -> ShardRecord:
-    """What the preparation of a shard found."""
-    return ShardRecord.model_validate_json(folder.record(shard).read_bytes())
+def read_records(folder: OutputFolder) -> Iterator[ShardRecord]:
+    """What the preparation of each shard found. Raises FileNotFoundError where one is not there."""
+    shards = range(folder.shard_count() or 0)
+    for start in shards[::RECORDS_AT_ONCE]:
+        files = [folder.record(shard) for shard in shards[start : start + RECORDS_AT_ONCE]]
+        for file, content in zip(files, folder.contents(files), strict=True):
+            if content is None:
+                raise FileNotFoundError(str(file))
+            yield ShardRecord.model_validate_json(content)
 
 
 def count_duplicates(folder: OutputFolder, pairs: int) -> int:
@@ -84,7 +90,7 @@ def count_duplicates(folder: OutputFolder, pairs: int) -> int:
     shards = range(folder.shard_count() or 0)
     duplicates = 0
     for part in range(ranges):
-        files = (pq.read_table(folder.tokens(shard), columns=["content_hash"])["content_hash"] for shard in shards)
+        files = (folder.tokens(shard).table(["content_hash"])["content_hash"] for shard in shards)
         hashes = np.concatenate([some[some % ranges == part] for some in (file.to_numpy() for file in files)])
         duplicates += len(hashes) - len(np.unique(hashes))
     return duplicates
@@ -102,7 +108,8 @@ def _prepare_shards(plan: ScorePlan, folder: OutputFolder, wanted: Callable[[int
                     f"--pairs-per-shard {plan.config.pairs_per_shard} makes more than {MAX_SHARDS} shards",
                     fix="make them larger",
                 )
-            builder = None if folder.record(shard).exists() or not wanted(shard) else ShardBuilder(renderer, tokenizer)
+            is_needed = wanted(shard) and not folder.record(shard).exists()
+            builder = ShardBuilder(renderer, tokenizer) if is_needed else None
             for _, batch in numbered:
                 _learn_columns(renderer, batch)
                 if builder:
@@ -188,8 +195,8 @@ class ShardBuilder:
 
     def write(self, folder: OutputFolder, shard: int) -> None:
         """Publishes the tokens, then the record, whose presence means that both are there."""
-        publish(folder.tokens(shard), lambda path: write_parquet(self.table, path))
-        replace(folder.record(shard), lambda path: path.write_text(self.record.model_dump_json()), mode=0o600)
+        folder.tokens(shard).publish(lambda path: write_parquet(self.table, path))
+        folder.record(shard).replace(lambda path: path.write_text(self.record.model_dump_json()), mode=0o600)
 
 
 def attended(prompt: int, chosen: int, rejected: int) -> int:

@@ -6,11 +6,10 @@ workers that share an output folder need nothing else to share.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from ...data.manifest import Manifest
-from ...errors import TgdpoError
+from ...errors import StorageError, TgdpoError
 from ..console import log, meter, quiet_libraries
 from .check import check_engines, other_plan
 from .config import ScoreConfig
@@ -36,34 +35,34 @@ def score(config: ScoreConfig) -> Manifest | None:
         TgdpoError: what was asked for cannot work; finished shards stay.
     """
     quiet_libraries()
+    folder = OutputFolder(config.output)  # what is wrong with the address is said before models are read
     plan = plan_score(config)
     share = Share.parse(config.worker) if config.worker else WHOLE
-    folder, finished = open_output(plan)
+    finished = finished_already(plan, folder)
     if finished is not None:
         return finished
     return or_finished_elsewhere(plan, folder, lambda: ScoreRun(plan, folder, share).finish())
 
 
-def open_output(plan: ScorePlan) -> tuple[OutputFolder, Manifest | None]:
-    """The output folder, and the manifest where the cache is finished already.
+def finished_already(plan: ScorePlan, folder: OutputFolder) -> Manifest | None:
+    """The manifest where the cache is finished already.
 
     Raises:
         TgdpoError: the cache there has other settings, or an engine cannot do what is asked of it.
     """
-    folder = OutputFolder(Path(plan.config.output).expanduser().absolute())
     other_plan(plan)
     finished = folder.finished(plan.fingerprint)
-    return folder, finished and _checked(finished, plan, folder)
+    return finished and _checked(finished, plan, folder)
 
 
 def _checked(finished: Manifest, plan: ScorePlan, folder: OutputFolder) -> Manifest:
     """The finished cache, with the engine check that is asked for and was not made yet."""
     if plan.config.check_against is None or finished.engine_check is not None:
-        log(f"{folder.path} is finished already, nothing to do")
+        log(f"{folder} is finished already, nothing to do")
         return finished
-    check = check_engines(plan, [folder.path / shard.name for shard in finished.shards])
+    check = check_engines(plan, [folder.store.file(shard.name) for shard in finished.shards])
     manifest = finished.model_copy(update={"engine_check": check})
-    manifest.write(folder.path)
+    manifest.write(folder.store)
     return manifest
 
 
@@ -143,6 +142,8 @@ def prepare_checked(
         prepared.set_aside.require_few(prepared.rows_read, plan.config.max_set_aside)
         plan.require_same_tokenizers(conversational=prepared.conversational)
         plan.require_ids_known(prepared.largest_id)
+    except StorageError:
+        raise  # nothing is wrong with the rows, and what is prepared of them stays
     except TgdpoError:
         if is_new and alone:
             folder.abandon()

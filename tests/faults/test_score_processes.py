@@ -11,22 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import Launch
+from processes import strike
 from scoring import Scoring, Tried
 from support import published
 
 KILLS = int(os.environ.get("TGDPO_SCORE_KILLS", "8"))
-
-
-def strike(started: Launch, number: int, chance: random.Random, seconds: float) -> bool:
-    """Sends the signal at a random moment; returns whether the run was still at work."""
-    (process,) = started.processes
-    process.join(chance.uniform(0, seconds))
-    if not process.is_alive():
-        return False
-    os.kill(process.pid or 0, number)
-    process.join(60)
-    return process.exitcode != 0
 
 
 def test_killed_at_random_moments_and_started_again(

@@ -596,18 +596,37 @@ class TestCall:
 class TestOutput:
     """Nothing that is there is overwritten or mixed up."""
 
-    @pytest.mark.parametrize("url", ["s3://bucket/cache", "s3://key:word@bucket/cache", "https://host/a?sig=word"])
-    def test_an_address_that_is_no_folder(
-        self, url: str, refused: Refused, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("command", "url", "says"),
+        [
+            ("train", "s3://bucket/run", ["to a folder", "copy it"]),
+            ("train", "s3://key:word@bucket/run", ["to a folder", "copy it"]),
+            ("train", "https://host/a?sig=word", ["to a folder", "copy it"]),
+            ("score", "https://host/a", ["to a folder or to s3://", "copy it"]),
+            ("score", "hf://datasets/a/b", ["to a folder or to s3://", "copy it"]),
+            ("score", "s3://key:word@bucket/cache", ["holds credentials", "into the environment"]),
+            ("score", "s3://bucket/cache?X-Amz-Signature=word", ["holds credentials", "into the environment"]),
+            ("score", "s3://bucket/a*", ["stand for other characters"]),
+        ],
+    )
+    def test_an_address_that_cannot_be_written_to(
+        self,
+        command: str,
+        url: str,
+        says: list[str],
+        refused: Refused,
+        pairs_file: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.chdir(tmp_path)
         before = bytes_of(tmp_path)
-        for command in (
-            ("score", "--dataset", pairs_file, "--reference", "r"),
-            ("train", "--cache", "c", "--model", "m"),
-        ):
-            line = refused(*command, "--output", url, code=2, says=[f"--output {url[:5]}", "to a folder", "copy it"])
-            assert "word" not in line
+        words = {
+            "score": ("score", "--dataset", pairs_file, "--reference", "r"),
+            "train": ("train", "--cache", "c", "--model", "m"),
+        }
+        line = refused(*words[command], "--output", url, code=2, says=[f"--output {url[:5]}", *says])
+        assert "word" not in line
         assert bytes_of(tmp_path) == before
 
     @pytest.mark.parametrize("name", ["output", "output/notes.txt"])

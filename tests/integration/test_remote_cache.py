@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from object_store import s3_server
 from support import STANDARD_ROWS, Cli, Models, write_rows
 
 import tgdpo
-
-moto_server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'tgdpo[dev]'")
-s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'tgdpo[dev]'")
 
 FAST = ("--learning-rate", 1e-2, "--batch-size", 4, "--logging-steps", 1)
 
@@ -18,18 +16,8 @@ FAST = ("--learning-rate", 1e-2, "--batch-size", 4, "--logging-steps", 1)
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Any]:
     """A file system with the bucket `caches`; the environment leads to it."""
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name, value in (("ACCESS_KEY_ID", "id"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
-            patch.setenv(f"AWS_{name}", value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        files = s3fs.S3FileSystem()
-        files.mkdir("caches")
+    with s3_server() as (files, _):
         yield files
-    server.stop()
 
 
 @pytest.fixture(scope="module")
