@@ -14,11 +14,9 @@ PACKAGES = {
     "abfss": "adlfs",
     "az": "adlfs",
 }
-"""The package that opens URLs of a kind."""
-
-WRITABLE = (*PACKAGES, "memory")
-"""Kinds of stores with a request that makes a file only where none of its name is. Without one, the second of two
-writers would replace what the first has noted the hash of."""
+"""The package that opens URLs of a kind. All of these stores have a request that makes a file only where none of its
+name is. In one without, the second of two writers would replace what the first has noted the hash of: nothing is
+written there."""
 
 
 def is_url(location: str) -> bool:
@@ -38,7 +36,7 @@ def why_not_writable(url: str) -> str | None:
     """Why nothing can be written below `url`, or None."""
     if credentials_in(url):
         return "the URL holds credentials; put them into the environment instead"
-    if _scheme(url) not in WRITABLE:
+    if _scheme(url) not in PACKAGES:
         return "what is written goes to a folder or to s3://, gs:// or abfs://; copy it there when it is finished"
     if any(character in url for character in "*?[]"):
         return "the URL holds * ? [ or ], which stand for other characters; name it without"

@@ -19,8 +19,10 @@ from ..errors import StorageError, UsageError
 from .storage import open_url
 from .store import PROBE, Answer, Store, Write
 
-WAITS = (1.0, 3.0, 9.0, 27.0)
-"""Seconds between attempts at a store that has answered before; its library makes some of its own each time."""
+PATIENCE = 60.0
+"""Seconds for which a store that has answered before is asked again; its library asks some times more on its own."""
+FIRST_PAUSE = 1.0
+"""Seconds between the first attempts; each pause is twice as long as the one before."""
 _WILL_NOT_PASS = (PermissionError, TypeError, ValueError, NotImplementedError)
 
 LISTED_FROM = 3
@@ -151,7 +153,7 @@ class ObjectStore(Store):
             FileNotFoundError: there is no such file.
             StorageError: anything else that goes wrong.
         """
-        waits = list(WAITS)
+        pause, until = FIRST_PAUSE, time.monotonic() + PATIENCE
         while True:
             try:
                 answer = request()
@@ -159,9 +161,11 @@ class ObjectStore(Store):
                 self._has_answered = True
                 raise
             except Exception as error:
-                if not (self._has_answered and waits) or isinstance(error, _WILL_NOT_PASS):
+                is_late = time.monotonic() + pause > until
+                if is_late or not self._has_answered or isinstance(error, _WILL_NOT_PASS):
                     raise self._error(name, done, error) from error
-                time.sleep(waits.pop(0))
+                time.sleep(pause)
+                pause *= 2
             else:
                 self._has_answered = True
                 return answer

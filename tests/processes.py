@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
@@ -54,6 +55,12 @@ class Launch:
         for process in self.processes:
             process.join()
 
+    def send(self, number: int) -> None:
+        """A signal to each that is left. One may have ended without its parent having been told yet."""
+        for process in self.processes:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid or 0, number)
+
     @property
     def output(self) -> str:
         """What they printed."""
@@ -82,7 +89,7 @@ def strike(started: Launch, number: int, chance: random.Random, seconds: float) 
     process.join(chance.uniform(0, seconds))
     if not process.is_alive():
         return False
-    os.kill(process.pid or 0, number)
+    started.send(number)
     process.join(60)
     return process.exitcode != 0
 

@@ -6,6 +6,7 @@ OUTPUT/_work/prepared-NNNNN.json      what their preparation found; then they ar
 OUTPUT/_work/shards.json              the number of shards, once the set was read to its end
 OUTPUT/_work/reference-NNNNN.parquet  log pi_ref per response token, where a guidance pass follows
 OUTPUT/_work/finished-NNNNN.json      the finished shard's entry in the manifest
+OUTPUT/_work/probe-XXXXXXXXXXXX       an object store was tried out
 OUTPUT/part-NNNNN-of-NNNNN.parquet    the finished shard
 OUTPUT/_manifest.json                 last; then _work goes
 

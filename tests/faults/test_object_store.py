@@ -169,7 +169,7 @@ def test_a_store_that_is_gone(
     remote: Remote, run_cli: Cli, models: Models, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
     """From some request on, it answers nothing: one line, and the same command goes on when it is back."""
-    monkeypatch.setattr(object_store, "WAITS", (0.01,))
+    monkeypatch.setattr(object_store, "PATIENCE", 0.01)
     for name, value in {**remote.proxy.environment, "AWS_MAX_ATTEMPTS": "1"}.items():
         monkeypatch.setenv(name, value)
     import s3fs
@@ -193,7 +193,7 @@ def test_a_store_that_is_gone(
 
 def test_a_store_that_is_back_in_time(remote: Remote, run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that has been answered before waits."""
-    monkeypatch.setattr(object_store, "WAITS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(object_store, "FIRST_PAUSE", 0.01)
     for name, value in {**remote.proxy.environment, "AWS_MAX_ATTEMPTS": "1"}.items():
         monkeypatch.setenv(name, value)
     import s3fs

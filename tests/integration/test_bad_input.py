@@ -604,6 +604,7 @@ class TestOutput:
             ("train", "https://host/a?sig=word", ["to a folder", "copy it"]),
             ("score", "https://host/a", ["to a folder or to s3://", "copy it"]),
             ("score", "hf://datasets/a/b", ["to a folder or to s3://", "copy it"]),
+            ("score", "memory://cache", ["to a folder or to s3://", "copy it"]),
             ("score", "s3://key:word@bucket/cache", ["holds credentials", "into the environment"]),
             ("score", "s3://bucket/cache?X-Amz-Signature=word", ["holds credentials", "into the environment"]),
             ("score", "s3://bucket/a*", ["stand for other characters"]),
