@@ -1,12 +1,12 @@
 """Reads a reward cache: a folder of Parquet shards and their manifest, on disk or at an fsspec URL."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ..errors import CacheError, UsageError
 from .manifest import Manifest, Shard
-from .schema import SHARD_SCHEMA
+from .schema import SAMPLES_SCHEMA, shard_schema
 from .storage import Storage
 from .tokenization import PairIds
 
@@ -39,13 +39,16 @@ class ScoredPair(NamedTuple):
     rejected_ref_logps: Scores
     chosen_rewards: Scores
     rejected_rewards: Scores
+    further: Mapping[str, npt.NDArray[Any]] = {}
+    """Further columns that were asked for, by name."""
 
     def without_rejected(self) -> "ScoredPair":
-        """The pair with an empty rejected response."""
+        """The pair with an empty rejected response, and without further columns."""
         return self._replace(
             ids=self.ids._replace(rejected=self.ids.rejected[:0]),
             rejected_ref_logps=self.rejected_ref_logps[:0],
             rejected_rewards=self.rejected_rewards[:0],
+            further={},
         )
 
 
@@ -75,6 +78,12 @@ class RewardCache:
 
     def __len__(self) -> int:
         return self.manifest.rows
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The columns of its shards."""
+        names = [guide.name for guide in self.manifest.added_guides]
+        return shard_schema(names, has_samples=self.manifest.reference_samples > 0)
 
     @cached_property
     def content_hash(self) -> str:
@@ -107,7 +116,7 @@ class RewardCache:
             # From afar, a row group's columns come in few large reads.
             pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=is_remote) as file,
         ):
-            self._require(decoding_problem(file, shard))
+            self._require(decoding_problem(file, shard, self.manifest.reference_samples))
             yield file
 
     def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
@@ -115,8 +124,18 @@ class RewardCache:
         with self.open_shard(group.shard) as file:
             return file.read_row_group(group.number, columns=columns)
 
-    def read_pairs(self, group: RowGroup) -> list[ScoredPair]:
-        """The rows of one row group as pairs; the arrays are views of the decoded columns.
+    def read_shard(self, number: int) -> pa.Table:
+        """All rows and columns of a shard, once its SHA-256 was compared with the manifest's.
+
+        Raises:
+            CacheError: the shard has changed or is damaged.
+        """
+        self._require_unchanged(number)
+        with self.open_shard(number) as file:
+            return file.read()
+
+    def read_pairs(self, group: RowGroup, further: Sequence[str] = ()) -> list[ScoredPair]:
+        """The rows of one row group as pairs, with these further columns; the arrays are views of the decoded columns.
 
         When a shard is read for the first time, its SHA-256 is compared with the manifest's.
 
@@ -124,7 +143,8 @@ class RewardCache:
             CacheError: the shard has changed or is damaged.
         """
         self._require_unchanged(group.shard)
-        return pairs_of(self.read_row_group(group, ["pair_id", *_IDS, *_SCORES]))
+        columns = ["pair_id", *_IDS, *_SCORES, *further]
+        return pairs_of(self.read_row_group(group, list(dict.fromkeys(columns))), further)
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows, or these columns of them, in memory.
@@ -133,15 +153,15 @@ class RewardCache:
             CacheError: a shard is missing or damaged.
             UsageError: there is no such column.
         """
-        wanted = list(SHARD_SCHEMA.names if columns is None else columns)
-        unknown = [name for name in wanted if name not in SHARD_SCHEMA.names]
+        wanted = list(self.schema.names if columns is None else columns)
+        unknown = [name for name in wanted if name not in self.schema.names]
         if unknown:
-            raise UsageError(f"a cache has no column {unknown[0]}", fix=f"there are {', '.join(SHARD_SCHEMA.names)}")
+            raise UsageError(f"the cache has no column {unknown[0]}", fix=f"there are {', '.join(self.schema.names)}")
         tables = []
         for number in range(len(self.manifest.shards)):
             with self.open_shard(number) as file:
                 tables.append(file.read(columns=wanted))
-        schema = pa.schema([SHARD_SCHEMA.field(name) for name in wanted])
+        schema = pa.schema([self.schema.field(name) for name in wanted])
         # Each shard's metadata is its own.
         return pa.concat_tables([table.select(wanted).cast(schema) for table in tables] or [schema.empty_table()])
 
@@ -239,7 +259,7 @@ def shard_problem(storage: Storage, shard: Shard) -> str | None:
     return problem
 
 
-def decoding_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
+def decoding_problem(file: pq.ParquetFile, shard: Shard, samples: int = 0) -> str | None:
     """Why a shard must not be decoded, or None: a few hundred bytes of Parquet may stand for gigabytes.
 
     What this package writes has no dictionaries, by which a page refers to one value any number of times, and no more
@@ -251,8 +271,9 @@ def decoding_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
         for column in map(group.column, range(group.num_columns)):
             if column.has_dictionary_page or any("DICTIONARY" in encoding for encoding in column.encodings):
                 return f"{shard.name} holds dictionaries, which no shard of this format does"
+            times = samples if column.path_in_schema.partition(".")[0] in SAMPLES_SCHEMA.names else 1
             # A list without values counts as one.
-            if column.num_values > tokens + group.num_rows:
+            if column.num_values > times * tokens + group.num_rows:
                 return f"{shard.name} holds more values than the manifest says"
     return None
 
@@ -271,7 +292,11 @@ def pair_ids_of(table: pa.Table) -> list[PairIds]:
     return [PairIds(*row) for row in zip(*columns, strict=True)]
 
 
-def pairs_of(table: pa.Table) -> list[ScoredPair]:
-    """Every row as a `ScoredPair`."""
+def pairs_of(table: pa.Table, further: Sequence[str] = ()) -> list[ScoredPair]:
+    """Every row as a `ScoredPair`, with these further columns."""
     scores = (list_arrays(table, name) for name in _SCORES)
-    return [ScoredPair(*row) for row in zip(table["pair_id"].to_pylist(), pair_ids_of(table), *scores, strict=True)]
+    pairs = [ScoredPair(*row) for row in zip(table["pair_id"].to_pylist(), pair_ids_of(table), *scores, strict=True)]
+    if not further:
+        return pairs
+    rows = zip(*(list_arrays(table, name) for name in further), strict=True)
+    return [pair._replace(further=dict(zip(further, row, strict=True))) for pair, row in zip(pairs, rows, strict=True)]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..errors import CacheError
 from .files import replace
-from .schema import FORMAT_VERSION, MANIFEST_NAME, SHARD_PATTERN
+from .schema import FORMAT_VERSION, GUIDE_NAME, MANIFEST_NAME, MAX_SAMPLES, SHARD_PATTERN
 from .storage import Storage
 
 RewardKind = Literal["log-ratio", "token-classification", "none"]
@@ -19,7 +19,7 @@ RewardKind = Literal["log-ratio", "token-classification", "none"]
 Fingerprint = dict[str, Any]
 """Everything that decides a score, flat: field name to a JSON value."""
 
-ENVIRONMENT_FIELDS = ("device", "torch", "transformers", "vllm", "pyarrow", "tgdpo")
+ENVIRONMENT_FIELDS = ("device", "torch", "transformers", "vllm", "pyarrow", "tgdpo", "environments")
 """Fields of the fingerprint that say where a cache was made. They must agree while it is being written, so that one
 cache never mixes two library versions; a finished cache stays what it is after an upgrade."""
 
@@ -75,6 +75,15 @@ class EngineCheck(_Record):
     """Mean |reward| of these tokens, to hold the difference against."""
 
 
+class AddedGuide(_Record):
+    """A guide whose rewards lie in columns of their own; `added_guides` of the fingerprint says what it is."""
+
+    name: Annotated[str, Field(pattern=f"^{GUIDE_NAME.pattern}$")]
+    guidance: str
+    """As it was named on the command line."""
+    reward_kind: RewardKind
+
+
 class Manifest(_Record):
     """Contents of `_manifest.json`."""
 
@@ -86,6 +95,10 @@ class Manifest(_Record):
     """As it was named on the command line, like the model names below: for people; the fingerprint decides."""
     reference: str
     guidance: str | None
+    added_guides: list[AddedGuide] = []
+    """Guides with columns of their own, chosen_NAME_rewards and rejected_NAME_rewards, in the columns' order."""
+    reference_samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES)] = 0
+    """Tokens drawn from the reference for each response token, 0 where there are none."""
     tokenizer: str
     tokenizer_vocabulary_sha256: str
     """Hash of the mapping from token to id; a policy must have the same."""
@@ -108,6 +121,12 @@ class Manifest(_Record):
         for shard in self.shards:
             if -(-shard.rows // self.row_group_pairs) * ROW_GROUP_BYTES > shard.bytes:
                 raise ValueError(f"{shard.name} counts more rows than its bytes can hold")
+        return self
+
+    @model_validator(mode="after")
+    def _guides_have_different_names(self) -> "Manifest":
+        if len({guide.name for guide in self.added_guides}) < len(self.added_guides):
+            raise ValueError("two added guides have one name")
         return self
 
     @property

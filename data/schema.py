@@ -44,10 +44,35 @@ SCORE_FIELDS = [
 ]
 REFERENCE_SCHEMA = pa.schema(SCORE_FIELDS[:2])
 """What the reference pass leaves for the guidance pass."""
+GUIDE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+"""Names of guides that are added to a cache."""
 PAIR_SCHEMA = pa.schema(PAIR_FIELDS)
 """Columns of a pair before it is scored."""
 SHARD_SCHEMA = pa.schema(PAIR_FIELDS + SCORE_FIELDS)
-"""Columns of a shard of the reward cache."""
+"""Columns of a shard of the reward cache, as far as every cache has them."""
+SAMPLES_SCHEMA = pa.schema(
+    [
+        pa.field("chosen_sampled_ids", _IDS, nullable=False),
+        pa.field("rejected_sampled_ids", _IDS, nullable=False),
+        pa.field("chosen_sampled_ref_logps", _SCORES, nullable=False),
+        pa.field("rejected_sampled_ref_logps", _SCORES, nullable=False),
+    ]
+)
+"""Tokens drawn from the reference, the same number for each response token, one after the other."""
+MAX_SAMPLES = 256
+"""Tokens drawn for a response token, at most."""
+
+
+def rewards_columns(guide: str | None = None) -> tuple[str, str]:
+    """The columns of a guide's rewards, chosen and rejected: of guidance itself, or of a guide that was added."""
+    middle = f"_{guide}" if guide else ""
+    return f"chosen{middle}_rewards", f"rejected{middle}_rewards"
+
+
+def shard_schema(guides: Iterable[str] = (), *, has_samples: bool = False) -> pa.Schema:
+    """Columns of a shard of a cache to which these guides were added, and perhaps samples of the reference."""
+    added = [pa.field(name, _SCORES, nullable=False) for guide in guides for name in rewards_columns(guide)]
+    return pa.schema([*SHARD_SCHEMA, *added, *(SAMPLES_SCHEMA if has_samples else ())])
 
 
 def shard_name(index: int, count: int) -> str:

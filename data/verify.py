@@ -10,16 +10,10 @@ import pyarrow.parquet as pq
 
 from ..errors import CacheError
 from .cache import RewardCache, shard_problem
-from .schema import METADATA_KEY, SET_ASIDE_NAME, SHARD_SCHEMA
+from .schema import METADATA_KEY, SAMPLES_SCHEMA, SET_ASIDE_NAME
 
 # Text is for people, and its bytes are covered by the shard's hash.
-_COLUMNS = [field.name for field in SHARD_SCHEMA if field.name not in ("source_row", "prompt", "chosen", "rejected")]
-_SAME_LENGTHS = [
-    ("chosen_ids", "chosen_ref_logps"),
-    ("chosen_ids", "chosen_rewards"),
-    ("rejected_ids", "rejected_ref_logps"),
-    ("rejected_ids", "rejected_rewards"),
-]
+_UNREAD = ("source_row", "prompt", "chosen", "rejected")
 
 
 def verify(cache: RewardCache) -> list[str]:
@@ -53,7 +47,7 @@ def _check_rows(cache: RewardCache, number: int, seen: set[str]) -> list[str]:
 
 def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set[str]) -> list[str]:
     shard = cache.manifest.shards[number]
-    if not file.schema_arrow.equals(SHARD_SCHEMA):
+    if not file.schema_arrow.equals(cache.schema):
         return [f"{shard.name} has other columns than the format"]
     if METADATA_KEY not in (file.schema_arrow.metadata or {}):
         return [f"{shard.name} carries no tgdpo metadata"]
@@ -63,10 +57,13 @@ def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set
     if groups != [group.rows for group in cache.row_groups_of(number)]:
         return [f"{shard.name} has row groups of {groups} rows, the manifest says {cache.manifest.row_group_pairs}"]
     problems = []
+    columns = [name for name in cache.schema.names if name not in _UNREAD]
     tokens = dict.fromkeys(("prompt", "chosen", "rejected"), 0)
     for group in range(file.num_row_groups):
-        table = file.read_row_group(group, columns=_COLUMNS)
-        problems += [f"{shard.name}, row group {group}: {line}" for line in _check_table(table)]
+        table = file.read_row_group(group, columns=columns)
+        problems += [
+            f"{shard.name}, row group {group}: {line}" for line in _check_table(table, cache.manifest.reference_samples)
+        ]
         ids = table["pair_id"].to_pylist()
         doubled = len(ids) - len(set(ids) - seen)
         seen.update(ids)
@@ -80,13 +77,20 @@ def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set
     return problems
 
 
-def _check_table(table: pa.Table) -> list[str]:
+def _check_table(table: pa.Table, samples: int) -> list[str]:
     problems = []
-    for ids, scores in _SAME_LENGTHS:
-        if not pc.list_value_length(table[ids]).equals(pc.list_value_length(table[scores])):
-            problems.append(f"{scores} and {ids} differ in length")
-        if not np.isfinite(pc.list_flatten(table[scores]).to_numpy()).all():
-            problems.append(f"{scores} holds a value that is not finite")
+    for field in table.schema:
+        side, _, what = field.name.partition("_")
+        if not pa.types.is_list(field.type) or what == "ids":
+            continue
+        is_sample, lengths = field.name in SAMPLES_SCHEMA.names, pc.list_value_length(table[f"{side}_ids"]).to_numpy()
+        if not np.array_equal(
+            pc.list_value_length(table[field.name]).to_numpy(), lengths * (samples if is_sample else 1)
+        ):
+            differ = f"differ in length by another factor than {samples}" if is_sample else "differ in length"
+            problems.append(f"{field.name} and {side}_ids {differ}")
+        if not np.isfinite(pc.list_flatten(table[field.name]).to_numpy()).all():
+            problems.append(f"{field.name} holds a value that is not finite")
     return problems
 
 
@@ -97,10 +101,11 @@ def _check_counts(cache: RewardCache) -> list[str]:
         problems.append(f"the shards hold {cache.manifest.rows} rows, the manifest counts {counts.scored} scored")
     if counts.read != counts.scored + counts.set_aside:
         problems.append(f"{counts.read} rows read is not {counts.scored} scored + {counts.set_aside} set aside")
-    return problems + _check_set_aside(cache)
+    return problems + set_aside_problems(cache)
 
 
-def _check_set_aside(cache: RewardCache) -> list[str]:
+def set_aside_problems(cache: RewardCache) -> list[str]:
+    """What is wrong with the list of rows set aside."""
     content = cache.storage.read(SET_ASIDE_NAME) if SET_ASIDE_NAME in cache.storage.files else b""
     lines, expected = content.count(b"\n"), cache.manifest.counts.set_aside
     if lines != expected:

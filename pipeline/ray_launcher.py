@@ -15,11 +15,11 @@ from ..stages.console import log, meter, quiet_libraries
 from ..stages.score.config import ScoreConfig
 from ..stages.score.finish import publish_manifest
 from ..stages.score.folder import OutputFolder
-from ..stages.score.passes import Pass, Progress
-from ..stages.score.plan import ScorePlan, plan_score
+from ..stages.score.passes import Progress
+from ..stages.score.plan import FreshPlan, ScorePlan, plan_score
 from ..stages.score.prepare import prepare_share
 from ..stages.score.records import Prepared, SetAsideRow
-from ..stages.score.run import open_output, or_finished_elsewhere, passes_of, prepare_checked, say_engine
+from ..stages.score.run import jobs_of, open_output, or_finished_elsewhere, passes_of, prepare_checked, say_engine
 from ..stages.score.share import WHOLE, Share
 from .handout import DEATHS_ALLOWED, Handout
 from .ray_cluster import Pool, cluster, device_of, import_ray, last_line, pool_of
@@ -48,13 +48,17 @@ def score_with_ray(config: ScoreConfig) -> Manifest:
 
 
 def _finish(ray: Any, plan: ScorePlan, folder: OutputFolder, pool: Pool) -> Manifest:
-    prepared = prepare_checked(plan, folder, WHOLE, lambda: _prepare_everywhere(ray, plan, folder, pool))
+    def help_out() -> None:
+        if isinstance(plan, FreshPlan):
+            _prepare_everywhere(ray, plan, folder, pool)
+
+    prepared = prepare_checked(plan, folder, WHOLE, help_out)
     say_engine(plan)
     RayRun(ray, plan, folder, prepared, pool).finish()
     return publish_manifest(plan, prepared, folder)
 
 
-def _prepare_everywhere(ray: Any, plan: ScorePlan, folder: OutputFolder, pool: Pool) -> None:
+def _prepare_everywhere(ray: Any, plan: FreshPlan, folder: OutputFolder, pool: Pool) -> None:
     """Tokenises on the cluster where several workers are there to share it."""
     if pool.workers == 1 or (folder.shard_count() and not folder.unprepared()):
         return
@@ -97,8 +101,7 @@ class RayRun:
         self.plan = plan
         self.prepared = prepared
         self.pool = pool
-        passes = passes_of(plan, folder, prepared)
-        self.jobs: list[list[Pass]] = [passes] if plan.shares_base else [[each] for each in passes]
+        self.jobs = jobs_of(plan, passes_of(plan, folder, prepared))
         self.missing = [job[-1].missing(range(len(prepared.shard_pairs))) for job in self.jobs]
         self.handout = Handout(self.missing)
         self.workers: list[Worker] = []

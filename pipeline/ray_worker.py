@@ -8,9 +8,9 @@ from typing import NamedTuple
 from ..data.tokenization import PairIds
 from ..stages.console import quiet_libraries
 from ..stages.models import ModelSource, resolve
-from ..stages.score.engines import Engine, EngineSpec, PairScores, engine_class
+from ..stages.score.engines import Engine, EngineSpec, engine_class
 from ..stages.score.finish import finished_shard
-from ..stages.score.passes import Pass
+from ..stages.score.passes import Pass, Results
 from ..stages.score.records import SetAsideRow
 
 
@@ -51,9 +51,9 @@ class ShardWorker:
                 pairs = work.pairs(shard)
                 with self._turn:
                     self._done = done
-                    scores = self._scores(work, pairs)
+                    results = self._results(work, shard, pairs)
                     done = self._done
-                work.write(shard, scores)
+                work.write(shard, results)
         last = self._passes[-1]
         lost = finished_shard(last.folder, shard, last.shards).lost if last.is_last else []
         return done, lost
@@ -62,10 +62,10 @@ class ShardWorker:
         """How far the shard is that is being computed; answered while `score` runs."""
         return self._done
 
-    def _scores(self, work: Pass, pairs: list[PairIds]) -> list[PairScores]:
+    def _results(self, work: Pass, shard: int, pairs: list[PairIds]) -> Results:
         assert self._engine is not None
         self._engine.adapter_on = work.role == "guidance"
-        return self._engine.score(pairs, self._count)
+        return work.compute(self._engine, shard, pairs, self._count)
 
     def _count(self, pairs: int, tokens: int) -> None:
         done = self._done

@@ -5,7 +5,7 @@ it; the LM head runs only at positions that predict a response token, and its lo
 Whether a model is computed right that way is found out when it is wrapped, by comparing with its plain forward on a few
 tokens; what would not be exact falls back to two padded rows a pair, or to full logits.
 
-Legend: N rows, T tokens of a row, R response tokens of all pairs, D hidden size, V vocabulary.
+Legend: N rows, T tokens of a row, R response tokens of all pairs, K tokens drawn at each, D hidden size, V vocabulary.
 """
 
 from typing import Any, NamedTuple
@@ -83,11 +83,39 @@ class ResponseLogps(nn.Module):
 
     def forward(self, batch: DeviceBatch) -> Tensor:
         """Returns log pi(y_t | x, y_<t), float32 [R], in nats, in the order of `batch.places`."""
-        targets_R = batch.input_ids.flatten()[batch.places]
+        return self.logps_of(batch, batch.input_ids.flatten()[batch.places])
+
+    def logps_of(self, batch: DeviceBatch, targets: Tensor) -> Tensor:
+        """log pi of any tokens at the places of response tokens, float32, in nats.
+
+        Args:
+            targets: int64 [R] or, several at a place, [R, M]; the result has its shape.
+        """
         if not self.runs_head_apart:
-            logits_NTV = self.model(**_inputs(batch)).logits
-            return _target_logps(logits_NTV.flatten(0, 1)[batch.predicting], targets_R)
-        return _head_logps(_unwrap(self.model), self.states(batch), targets_R)
+            return _target_logps(self._full_logits(batch), targets)
+        return _head_logps(_unwrap(self.model), self.states(batch), targets)
+
+    def _full_logits(self, batch: DeviceBatch) -> Tensor:
+        logits_RV: Tensor = self.model(**_inputs(batch)).logits.flatten(0, 1)[batch.predicting]
+        return logits_RV
+
+    def draw(self, batch: DeviceBatch, uniforms_RK: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens drawn from pi(. | x, y_<t), by inverting its distribution function.
+
+        Args:
+            uniforms_RK: where to, float64 in [0, 1), [R, K].
+
+        Returns:
+            The tokens, int64 [R, K], and their log pi, float32 [R, K], in nats.
+        """
+        if not self.runs_head_apart:
+            return _drawn(self._full_logits(batch).float().log_softmax(-1), uniforms_RK)
+        states_RD = self.states(batch)
+        rows = max(1, self.states_per_block(states_RD) // 4)  # the distribution function is in float64
+        blocks = zip(torch.split(states_RD, rows), torch.split(uniforms_RK, rows), strict=True)
+        parts = [_drawn(self.vocabulary_logps(states), uniforms) for states, uniforms in blocks]
+        ids, logps = (torch.cat(part) for part in zip(*parts, strict=True))
+        return ids, logps
 
     def states(self, batch: DeviceBatch) -> Tensor:
         """The hidden states that predict the response tokens, [R, D], in the order of `batch.places`."""
@@ -147,28 +175,37 @@ def _transform(causal_lm: Any) -> LogitTransform:
     return LogitTransform(scale, getattr(config, "final_logit_softcapping", None))
 
 
-def _head_logps(causal_lm: Any, hidden_RD: Tensor, targets_R: Tensor) -> Tensor:
+def _head_logps(causal_lm: Any, hidden_RD: Tensor, targets: Tensor) -> Tensor:
     head = causal_lm.get_output_embeddings()
     transform = _transform(causal_lm)
     if type(head) is nn.Linear and getattr(head, "bias", None) is None:
-        return target_logps(hidden_RD, head.weight, targets_R, transform)
+        return target_logps(hidden_RD, head.weight, targets, transform)
 
     # A head with an adapter, a bias or quantised weights: the module itself makes the logits, block by block.
-    def block_logps(hidden: Tensor, targets: Tensor) -> Tensor:
-        return _target_logps(transform(head(hidden)), targets)
+    def block_logps(hidden: Tensor, its_targets: Tensor) -> Tensor:
+        return _target_logps(transform(head(hidden)), its_targets)
 
     rows = rows_per_block(hidden_RD, causal_lm.config.get_text_config().vocab_size)
-    blocks = zip(torch.split(hidden_RD, rows), torch.split(targets_R, rows), strict=True)
+    blocks = zip(torch.split(hidden_RD, rows), torch.split(targets, rows), strict=True)
     if not torch.is_grad_enabled():
-        return torch.cat([block_logps(hidden, targets) for hidden, targets in blocks])
+        return torch.cat([block_logps(*block) for block in blocks])
     # The backward pass computes a block's logits again instead of keeping them.
-    return torch.cat([checkpoint(block_logps, hidden, targets, use_reentrant=False) for hidden, targets in blocks])
+    return torch.cat([checkpoint(block_logps, *block, use_reentrant=False) for block in blocks])
 
 
-def _target_logps(logits_RV: Tensor, targets_R: Tensor) -> Tensor:
+def _target_logps(logits_RV: Tensor, targets: Tensor) -> Tensor:
     logits_RV = logits_RV.float()
-    chosen_R = logits_RV.gather(-1, targets_R[:, None]).squeeze(-1)
-    return chosen_R - logits_RV.logsumexp(-1)
+    targets_RM = targets if targets.dim() == 2 else targets[:, None]
+    logps_RM = logits_RV.gather(-1, targets_RM) - logits_RV.logsumexp(-1, keepdim=True)
+    return logps_RM.view(targets.shape)
+
+
+def _drawn(logps_RV: Tensor, uniforms_RK: Tensor) -> tuple[Tensor, Tensor]:
+    cumulative_RV = logps_RV.double().exp_().cumsum(-1)
+    # The sum is one but for rounding. The first place above the number: a token without probability is never drawn.
+    ids_RK = torch.searchsorted(cumulative_RV, uniforms_RK * cumulative_RV[:, -1:], right=True)
+    ids_RK = ids_RK.clamp_(max=logps_RV.shape[1] - 1)
+    return ids_RK, logps_RV.gather(1, ids_RK)
 
 
 # What a model can do, found out

@@ -37,6 +37,7 @@ def facts(cache: RewardCache) -> dict[str, Any]:
         "dataset": manifest.dataset,
         "reference": manifest.reference,
         "guidance": manifest.guidance,
+        "added_guides": {guide.name: guide.guidance for guide in manifest.added_guides},
         "reward_kind": manifest.reward_kind,
         "dtype": manifest.fingerprint.get("dtype"),
         "created": manifest.created,
@@ -47,6 +48,7 @@ def fact_lines(cache: RewardCache) -> dict[str, str]:
     """`facts` in words: name to text, to be escaped before it is shown."""
     found = facts(cache)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in found["set_aside_reasons"].items())
+    added = "; ".join(f"{name}: {guide}" for name, guide in found["added_guides"].items())
     return {
         "pairs": f"{found['pairs']:,} of {found['rows_read']:,} rows read",
         "set aside": f"{found['set_aside']:,}" + (f" ({reasons})" if reasons else ""),
@@ -57,6 +59,7 @@ def fact_lines(cache: RewardCache) -> dict[str, str]:
         "dataset": found["dataset"],
         "reference": found["reference"],
         "guidance": found["guidance"] or "none",
+        **({"added guides": added} if added else {}),
         "rewards": found["reward_kind"],
         "dtype": str(found["dtype"]),
         "made": found["created"],

@@ -5,8 +5,8 @@ from typing import Any
 import yaml
 
 from ...data.cache import RewardCache
-from ...data.manifest import RewardKind
-from ...data.schema import SHARD_SCHEMA
+from ...data.manifest import Manifest, RewardKind
+from ...data.schema import rewards_columns
 from ..hub import CITATION
 from ..inspect.sample import draw
 from ..inspect.statistics import Statistics, gather
@@ -16,6 +16,8 @@ _MEANING = {
     "pair_id": "hash of the pair's token ids and its place in the source",
     "source_row": "row number in the source data, from 0",
     "ids": "token ids",
+    "sampled_ids": "tokens drawn from the reference, equally many for each response token",
+    "sampled_ref_logps": "their log pi_ref, nats",
     "ref_logps": "log pi_ref of each response token, nats",
 }
 _REWARDS: dict[RewardKind, str] = {
@@ -38,7 +40,7 @@ def card(cache: RewardCache, name: str, licence: str | None) -> str:
         _table(("cache", ""), [(key, _code(value)) for key, value in fact_lines(cache).items()]),
         _table(
             ("column", "type", "meaning"),
-            [(f.name, _code(str(f.type)), _meaning(f.name, cache.manifest.reward_kind)) for f in SHARD_SCHEMA],
+            [(f.name, _code(str(f.type)), _meaning(f.name, cache.manifest)) for f in cache.schema],
         ),
         _statistics(statistics),
         _table(("made from", ""), [(key, _code(value)) for key, value in cache.manifest.fingerprint.items()]),
@@ -68,10 +70,13 @@ def _reading(name: str) -> str:
     )
 
 
-def _meaning(column: str, kind: RewardKind) -> str:
+def _meaning(column: str, manifest: Manifest) -> str:
     part = column.partition("_")[2]
     if part == "rewards":
-        return _REWARDS[kind]
+        return _REWARDS[manifest.reward_kind]
+    for guide in manifest.added_guides:
+        if column in rewards_columns(guide.name):
+            return f"the same of {_code(guide.guidance)}: {_REWARDS[guide.reward_kind]}"
     return _MEANING.get(column) or _MEANING.get(part, "rendered text")
 
 

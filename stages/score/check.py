@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -99,7 +99,7 @@ def _flat(table: pa.Table, column: str) -> Floats:
 def _scores(plan: ScorePlan, pairs: list[PairIds]) -> dict[str, Floats]:
     """Scores of each model with the plan's engine, flat; one model in memory at a time."""
     longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
-    roles: list[Literal["reference", "guidance"]] = ["reference", "guidance"] if plan.guidance else ["reference"]
+    roles = ["reference", "guidance"] if plan.guidance else ["reference"]
     found: dict[str, Floats] = {}
     engine: Engine | None = None
     for role in roles:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from ...data.schema import GUIDE_NAME, MAX_SAMPLES
 from ..settings import Settings, on_a_disk, option
 from .share import Share
 
@@ -16,8 +17,9 @@ WORKERS, PLAN = "Many workers", "Planning"
 class ScoreConfig(Settings):
     """Everything that `tgdpo score` can be told."""
 
-    dataset: str = option(DATA)
-    """A JSON, JSONL, Parquet or CSV file, a folder of them, or a dataset of the Hugging Face hub."""
+    dataset: str | None = option(DATA, None)
+    """A JSON, JSONL, Parquet or CSV file, a folder of them, or a dataset of the Hugging Face hub. Required without
+    --reuse."""
     split: str = option(DATA, "train")
     """Split of the dataset."""
     dataset_config: str | None = option(DATA, None)
@@ -34,12 +36,21 @@ class ScoreConfig(Settings):
     """Stop if more than this share of the rows cannot be used."""
     allow_control_tokens: bool = option(DATA, False)
     """Keep plain-text rows that hold control tokens, for text already rendered with a chat template."""
+    reuse: str | None = option(DATA, None)
+    """Take pairs, reference log-probabilities and rows set aside from this finished cache, a folder or a URL, with its
+    settings; only what it lacks is scored, into another --output."""
 
     reference: str | None = option(MODELS, None)
     """Reference model: a folder or hub name, NAME@REVISION for a revision. Default: the base of a guidance adapter."""
     guidance: str | None = option(MODELS, None)
     """Guidance model: a causal LM, a PEFT adapter, or a token classifier with one label. Without one, only the
     reference is scored and all rewards are 0 (enough for --loss dpo)."""
+    add_guidance: tuple[str, ...] = option(MODELS, ())
+    """NAME=MODEL: a further guide, whose rewards get columns of their own, chosen_NAME_rewards and
+    rejected_NAME_rewards; may be repeated. In YAML a mapping."""
+    reference_samples: int = option(MODELS, 0, ge=0, le=MAX_SAMPLES)
+    """Draw N tokens from the reference for each response token, in a pass of their own, so that tdpo1 and tdpo2 can
+    estimate its KL without it. Their columns are N times as long as the others; 0 draws none."""
     tokenizer: str | None = option(MODELS, None)
     """Tokenizer, where it is not the reference's."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(MODELS, "auto")
@@ -122,6 +133,24 @@ class ScoreConfig(Settings):
             raise ValueError("write ENGINE or ENGINE:N, as transformers:64")
         return given
 
+    @field_validator("add_guidance", mode="before")
+    @classmethod
+    def _guides_from_mapping(cls, given: Any) -> Any:
+        return tuple(f"{name}={model}" for name, model in given.items()) if isinstance(given, dict) else given
+
+    @field_validator("add_guidance")
+    @classmethod
+    def _guides_have_names(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        names = [text.partition("=")[0] for text in given]
+        for text, name in zip(given, names, strict=True):
+            if not GUIDE_NAME.fullmatch(name) or not text.partition("=")[2]:
+                raise ValueError("write NAME=MODEL, NAME in small letters, digits and _, as good=models/dpo")
+            if name in ("reference", "guidance", "samples"):
+                raise ValueError(f"{name} is the name of other columns' model; choose another one")
+            if names.count(name) > 1:
+                raise ValueError(f"{name} is given twice; each guide needs a name of its own")
+        return given
+
     @field_validator("engine_arg", mode="before")
     @classmethod
     def _from_mapping(cls, given: Any) -> Any:
@@ -135,6 +164,24 @@ class ScoreConfig(Settings):
         if worker is not None:
             Share.parse(worker)
         return worker
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_pairs(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("dataset") is None and given.get("reuse") is None:
+            raise ValueError("--dataset is missing; name the preference set, or a finished cache with --reuse")
+        return given
+
+    @model_validator(mode="after")
+    def _has_something_to_do(self) -> "ScoreConfig":
+        if self.reuse and not (self.guidance or self.add_guidance or self.reference_samples):
+            raise ValueError("--reuse alone would copy the cache; name a model with --guidance or --add-guidance")
+        return self
+
+    @property
+    def guides_to_add(self) -> dict[str, str]:
+        """--add-guidance as names and models."""
+        return dict(text.split("=", 1) for text in self.add_guidance)
 
     @model_validator(mode="after")
     def _options_of_one_launcher(self) -> "ScoreConfig":

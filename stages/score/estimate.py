@@ -6,11 +6,13 @@ attention (4 FLOPs a channel for every pair of tokens of which one attends to th
 
 import random
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -18,6 +20,7 @@ import torch
 from ...data.cache import pair_ids_of
 from ...data.preferences import Row
 from ...data.schema import write_parquet
+from ...data.tokenization import PairIds
 from ...errors import DataError, ModelError
 from ..console import meter, quiet_libraries
 from ..hardware import Gpu, ModelSize, forward_flops, gpu_named, size_of
@@ -25,9 +28,12 @@ from ..models import ModelSource
 from .config import ScoreConfig
 from .engines import PairScores
 from .folder import OutputFolder
-from .plan import ScorePlan, plan_score
-from .prepare import ShardBuilder, read_prepared
-from .shards import reference_table, shard_table
+from .plan import FreshPlan, ScorePlan, plan_score
+from .prepare import ShardBuilder, attended, read_prepared
+from .reuse import ReusePlan
+from .reused_pairs import tokens_table
+from .samples import PairSamples, samples_table
+from .shards import reference_table, rewards_table, shard_table
 
 SAMPLE = 2000
 """Rows that are tokenised where the set is not prepared yet."""
@@ -112,11 +118,9 @@ def estimate(config: ScoreConfig) -> str:
     """
     quiet_libraries()
     plan = plan_score(config, device=torch.device("cpu"), weights=False)
-    load = _prepared_load(plan) or _sampled_load(plan)
-    guide = plan.guidance_base or plan.guidance
-    passes = {"reference": plan.reference} | ({"guidance": guide} if guide else {})
-    scorers = {role: scorer(source, plan.dtype) for role, source in passes.items()}
-    return describe(load, scorers, config)
+    load = _load(plan)
+    scorers = {role: scorer(plan.engine_spec(role).source, plan.dtype) for role in plan.roles}
+    return describe(load, scorers, plan.config)
 
 
 def describe(load: Load, scorers: dict[str, Scorer], config: ScoreConfig) -> str:
@@ -155,14 +159,38 @@ def describe(load: Load, scorers: dict[str, Scorer], config: ScoreConfig) -> str
 # Token counts
 
 
-def _prepared_load(plan: ScorePlan) -> Load | None:
+def _load(plan: ScorePlan) -> Load:
+    if isinstance(plan, ReusePlan):
+        return _reused_load(plan)
+    assert isinstance(plan, FreshPlan)
+    return _prepared_load(plan) or _sampled_load(plan)
+
+
+def _reused_load(plan: ReusePlan) -> Load:
+    """What the cache's manifest counts; attention and bytes from its first row group."""
+    shards = plan.source.manifest.shards
+    if not plan.source.row_groups:
+        raise DataError(f"--reuse {plan.source.storage} holds no pairs", fix="name a cache with pairs")
+    table = tokens_table(plan.source.read_row_group(plan.source.row_groups[0]))
+    attends = sum(attended(*map(len, pair)) for pair in pair_ids_of(table))
+    some = load_of(table, attends, "all of the cache", _names(plan), plan.samples)
+    return replace(
+        some.times(plan.source.manifest.rows / some.pairs),
+        pairs=plan.source.manifest.rows,
+        prompt_tokens=sum(shard.prompt_tokens for shard in shards),
+        chosen_tokens=sum(shard.chosen_tokens for shard in shards),
+        rejected_tokens=sum(shard.rejected_tokens for shard in shards),
+    )
+
+
+def _prepared_load(plan: FreshPlan) -> Load | None:
     """What a run in the output folder has prepared from the same set with the same options."""
     folder = OutputFolder(Path(plan.config.output).expanduser())
     if not folder.is_prepared_with(plan.text_fingerprint):
         return None
     prepared = read_prepared(folder)
     table = pq.read_table(folder.tokens(0)).slice(0, SAMPLE)
-    load = load_of(table, prepared.attended, "all prepared")
+    load = load_of(table, prepared.attended, "all prepared", _names(plan), plan.samples)
     scale = load.times(prepared.pairs / max(1, load.pairs))
     return replace(
         scale,
@@ -174,7 +202,7 @@ def _prepared_load(plan: ScorePlan) -> Load | None:
     )
 
 
-def _sampled_load(plan: ScorePlan) -> Load:
+def _sampled_load(plan: FreshPlan) -> Load:
     """Reads all rows and tokenises some of them, drawn at random."""
     rows, count = _draw(plan)
     builder = ShardBuilder(plan.renderer(), plan.pair_tokenizer())
@@ -185,7 +213,7 @@ def _sampled_load(plan: ScorePlan) -> Load:
             f"({builder.record.set_aside[0].reason})",
             fix="score a few rows to see why (--limit 100)",
         )
-    load = load_of(builder.table, builder.record.attended, "")
+    load = load_of(builder.table, builder.record.attended, "", _names(plan), plan.samples)
     usable = load.pairs / len(rows)
     source = (
         f"{count:,} rows" if len(rows) == count else f"tokens from {len(rows):,} of {count:,} rows, drawn at random"
@@ -195,7 +223,7 @@ def _sampled_load(plan: ScorePlan) -> Load:
     return replace(load.times(count / len(rows)), source=source)
 
 
-def _draw(plan: ScorePlan) -> tuple[list[Row], int]:
+def _draw(plan: FreshPlan) -> tuple[list[Row], int]:
     """SAMPLE rows, each with equal chance, and the number of all rows (reservoir sampling)."""
     draw = random.Random(0)
     rows: list[Row] = []
@@ -213,26 +241,42 @@ def _draw(plan: ScorePlan) -> tuple[list[Row], int]:
     return rows, count
 
 
-def load_of(tokens: pa.Table, attended: int, source: str) -> Load:
-    """The load of some prepared pairs; their bytes on disk are those of a shard with random scores."""
+def load_of(tokens: pa.Table, attended: int, source: str, guides: Sequence[str] = (), samples: int = 0) -> Load:
+    """The load of some prepared pairs; their bytes on disk are those of shards with random scores, also of `guides`,
+    and with so many random samples of the reference a token."""
     pairs = pair_ids_of(tokens)
     noise = np.random.default_rng(0)
-    reference, guidance = (
-        [PairScores(*(noise.normal(-1, 1, len(ids)).astype(np.float32) for ids in pair[1:])) for pair in pairs]
-        for _ in range(2)
-    )
-    reference_file = reference_table(reference)
-    shard = shard_table(tokens, reference_file, guidance, kind="log-ratio", fingerprint={})
+
+    def scores() -> list[PairScores]:
+        return [PairScores(*(noise.normal(-1, 1, len(ids)).astype(np.float32) for ids in pair[1:])) for pair in pairs]
+
+    parts = [reference_table(scores())]
+    parts += [rewards_table(parts[0], scores(), kind="log-ratio", guide=guide) for guide in (None, *guides)]
+    if samples:
+        parts.append(_random_samples(pairs, samples, noise))
     return Load(
         pairs=len(pairs),
         prompt_tokens=sum(len(pair.prompt) for pair in pairs),
         chosen_tokens=sum(len(pair.chosen) for pair in pairs),
         rejected_tokens=sum(len(pair.rejected) for pair in pairs),
         attended=attended,
-        cache_bytes=_written_bytes(shard),
-        work_bytes=_written_bytes(tokens) + _written_bytes(reference_file),
+        cache_bytes=_written_bytes(shard_table(tokens, parts, fingerprint={})),
+        work_bytes=_written_bytes(tokens) + sum(map(_written_bytes, parts[:-1])),
         source=source,
     )
+
+
+def _random_samples(pairs: Sequence[PairIds], samples: int, noise: np.random.Generator) -> pa.Table:
+    def side(ids: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        drawn = noise.choice(ids, samples * len(ids)).astype(np.int32)
+        return drawn, noise.normal(-1, 1, len(drawn)).astype(np.float32)
+
+    made = [(side(pair.chosen), side(pair.rejected)) for pair in pairs]
+    return samples_table([PairSamples(w[0], l[0], w[1], l[1]) for w, l in made])  # noqa: E741
+
+
+def _names(plan: ScorePlan) -> list[str]:
+    return [guide.name for guide in plan.listed_guides]
 
 
 def _written_bytes(table: pa.Table) -> int:

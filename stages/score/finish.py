@@ -57,9 +57,11 @@ def publish_manifest(plan: ScorePlan, prepared: Prepared, folder: OutputFolder) 
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         reward_kind=plan.reward_kind,
-        dataset=plan.config.dataset,
+        dataset=str(plan.config.dataset),
         reference=plan.reference.name,
-        guidance=plan.guidance.name if plan.guidance else None,
+        guidance=plan.guidance_name,
+        added_guides=plan.listed_guides,
+        reference_samples=plan.samples,
         tokenizer=plan.tokenizer_name,
         tokenizer_vocabulary_sha256=plan.vocabulary_sha256,
         conversational=prepared.conversational,

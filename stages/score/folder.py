@@ -4,7 +4,9 @@ OUTPUT/_work/settings.json            the fingerprint; other settings are refuse
 OUTPUT/_work/tokens-NNNNN.parquet     rendered and tokenised pairs of a shard
 OUTPUT/_work/prepared-NNNNN.json      what their preparation found; then they are whole
 OUTPUT/_work/shards.json              the number of shards, once the set was read to its end
-OUTPUT/_work/reference-NNNNN.parquet  log pi_ref per response token, where a guidance pass follows
+OUTPUT/_work/reference-NNNNN.parquet  log pi_ref per response token, where another pass follows
+OUTPUT/_work/guidance-NNNNN.parquet   the rewards of a guide, where another pass follows; guide-NAME- of an added one
+OUTPUT/_work/samples-NNNNN.parquet    tokens drawn from the reference, where another pass follows
 OUTPUT/_work/finished-NNNNN.json      the finished shard's entry in the manifest
 OUTPUT/part-NNNNN-of-NNNNN.parquet    the finished shard
 OUTPUT/_manifest.json                 last; then _work goes
@@ -39,9 +41,9 @@ class OutputFolder:
         """What the preparation of a shard found."""
         return self.work / f"prepared-{shard:05d}.json"
 
-    def reference(self, shard: int) -> Path:
-        """Reference log-probabilities of a shard."""
-        return self.work / f"reference-{shard:05d}.parquet"
+    def scores(self, role: str, shard: int) -> Path:
+        """The columns that the pass of this role makes of a shard, where another pass follows."""
+        return self.work / f"{role}-{shard:05d}.parquet"
 
     def entry(self, shard: int) -> Path:
         """What the manifest will say of a finished shard."""
@@ -132,7 +134,7 @@ class OutputFolder:
         """Whether the folder holds nothing but what an unfinished scoring run writes."""
         written = (
             *("settings.json", "shards.json", "tokens-*.parquet", "prepared-*.json", "reference-*.parquet"),
-            *("finished-*.json", f".*{TEMPORARY_SUFFIX}"),
+            *("guidance-*.parquet", "guide-*.parquet", "samples-*.parquet", "finished-*.json", f".*{TEMPORARY_SUFFIX}"),
         )
         if not self.work.is_dir() or any(entry != self.work for entry in self.path.iterdir()):
             return False
@@ -171,5 +173,7 @@ class OutputFolder:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_short(each)}" for name, each in value.items())
     text = str(value)
     return f"{text[:8]}…" if len(text) == 64 else text

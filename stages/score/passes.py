@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import cast
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...data.cache import pair_ids_of
@@ -14,38 +15,44 @@ from ...data.manifest import Fingerprint, RewardKind
 from ...data.schema import write_parquet
 from ...data.tokenization import PairIds
 from ..console import Meter
-from .engines import Engine, EngineSpec, PairScores, score_pairs
+from .engines import Engine, EngineSpec, OnBatch, PairScores, score_pairs
 from .folder import OutputFolder
 from .overlap import Writer, ahead
-from .shards import reference_table, shard_table
+from .samples import PairSamples, draws_of, samples_table
+from .shards import reference_table, rewards_table, shard_table
 
-Role = Literal["reference", "guidance"]
+Results = list[PairScores] | list[PairSamples]
+
+GUIDE = "guide-"
+"""Begins the role of an added guide; its name follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
     """One model over the shards of a run; picklable, so that it can be done in another process or machine.
 
-    The last pass of a run writes the finished shards: that of guidance, or that of the reference without one.
+    The last pass of a run writes the finished shards, from what it has made and what the others have left.
     """
 
-    role: Role
+    role: str
+    """reference, guidance, samples, or `GUIDE` and the name of an added guide."""
+    parts: tuple[str, ...]
+    """Roles whose columns a finished shard has, this one's among them."""
+    is_last: bool
     engine: str
     spec: EngineSpec
     folder: OutputFolder
     shards: int
     """Shards of the run."""
     reward_kind: RewardKind
+    """What this pass's scores are; "none" of the reference."""
     fingerprint: Fingerprint
-
-    @property
-    def is_last(self) -> bool:
-        """Whether this pass writes the finished shards."""
-        return self.role == "guidance" or self.reward_kind == "none"
+    samples: int = 0
+    """Tokens to draw for each response token; 0 for a pass that scores."""
 
     def output(self, shard: int) -> Path:
         """The file that says that a shard needs this pass no more."""
-        return self.folder.shard(shard, self.shards) if self.is_last else self.folder.reference(shard)
+        return self.folder.shard(shard, self.shards) if self.is_last else self.folder.scores(self.role, shard)
 
     def missing(self, shards: Iterable[int]) -> list[int]:
         """Those of `shards` that still need this pass."""
@@ -60,20 +67,33 @@ class Pass:
         columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
         return pair_ids_of(pq.read_table(self.folder.tokens(shard), columns=columns))
 
-    def write(self, shard: int, scores: Sequence[PairScores]) -> None:
+    def compute(self, engine: Engine, shard: int, pairs: Sequence[PairIds], on_batch: OnBatch) -> Results:
+        """What the model gives for the pairs of a shard."""
+        if not self.samples:
+            return score_pairs(engine, pairs, on_batch)
+        names = pq.read_table(self.folder.tokens(shard), columns=["pair_id"])["pair_id"].to_pylist()
+        return engine.sample(pairs, draws_of(names, pairs, self.samples), on_batch)
+
+    def write(self, shard: int, scores: Results) -> None:
         """Publishes what the pass makes of a shard, unless another worker was first."""
-        table = reference_table(scores)
+        table = self._columns(shard, scores)
         if self.is_last:
-            table = shard_table(
-                pq.read_table(self.folder.tokens(shard)),
-                table if self.role == "reference" else pq.read_table(self.folder.reference(shard)),
-                scores if self.role == "guidance" else None,
-                kind=self.reward_kind,
-                fingerprint=self.fingerprint,
-            )
+            others = {role: self.folder.scores(role, shard) for role in self.parts if role != self.role}
+            parts = [table if role == self.role else pq.read_table(others[role]) for role in self.parts]
+            table = shard_table(pq.read_table(self.folder.tokens(shard)), parts, fingerprint=self.fingerprint)
         is_ours = publish(self.output(shard), lambda path: write_parquet(table, path))
         if is_ours and self.is_last:
             self.folder.entry(shard).unlink(missing_ok=True)  # of a file that somebody removed
+
+    def _columns(self, shard: int, results: Results) -> pa.Table:
+        if self.samples:
+            return samples_table(cast(list[PairSamples], results))
+        scores = cast(list[PairScores], results)
+        if self.role == "reference":
+            return reference_table(scores)
+        guide = self.role.removeprefix(GUIDE) if self.role.startswith(GUIDE) else None
+        reference = pq.read_table(self.folder.scores("reference", shard))
+        return rewards_table(reference, scores, kind=self.reward_kind, guide=guide)
 
 
 class Progress:
@@ -103,7 +123,7 @@ def run_pass(
     pass after the batch that is being computed.
     """
 
-    def write(shard: int, scores: list[PairScores]) -> None:
+    def write(shard: int, scores: Results) -> None:
         work.write(shard, scores)
         written(shard)
 
@@ -114,4 +134,4 @@ def run_pass(
             writer.check()
 
         for shard, pairs in ahead((shard, work.pairs(shard)) for shard in shards):
-            writer.submit(partial(write, shard, score_pairs(engine, pairs, on_batch)))
+            writer.submit(partial(write, shard, work.compute(engine, shard, pairs, on_batch)))

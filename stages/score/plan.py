@@ -1,15 +1,16 @@
 """What a scoring run will do, settled before anything is written: which models, which tokenizer, which fingerprint."""
 
 import platform
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 
-from ...data.manifest import Fingerprint, RewardKind
+from ...data.manifest import AddedGuide, Fingerprint, RewardKind
 from ...data.preferences import PreferenceSet
 from ...data.rendering import Columns, Renderer
 from ...data.tokenization import (
@@ -35,26 +36,49 @@ from ..models import (
 from .config import ScoreConfig
 from .engines import NAMED_ARGUMENTS, Engine, EngineSpec, engine_class
 from .engines.choice import Choice, choose_engine, engine_arguments
+from .passes import GUIDE
+from .samples import SAMPLES
+
+SHARED_ROLES = ("reference", "guidance")
+"""The passes that one model may do."""
+TEXT_OPTIONS = (
+    *("split", "prompt_column", "chosen_column", "rejected_column", "allow_control_tokens"),
+    *("max_length", "max_prompt_length", "overlong", "pairs_per_shard"),
+)
+"""Options that decide the prepared tokens, each a field of the fingerprint."""
+
+
+class Guide(NamedTuple):
+    """A guidance model that gets columns of its own."""
+
+    name: str
+    source: ModelSource
+    base: ModelSource | None
+    """Of an adapter."""
+
+    @property
+    def role(self) -> str:
+        """The role of its pass."""
+        return GUIDE + self.name
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScorePlan:
-    """A scoring run with everything looked up."""
+class ScorePlan(ABC):
+    """A scoring run with everything looked up; where its pairs come from is a subclass's."""
 
     config: ScoreConfig
-    preferences: PreferenceSet
     reference: ModelSource
     guidance: ModelSource | None
     guidance_base: ModelSource | None
     """Base of a guidance adapter; the reference itself where it is the same model."""
-    tokenizer: Any
     tokenizer_name: str
     dtype: torch.dtype
     device: torch.device
-    limits: LengthLimits
     engine: Choice
     engine_arguments: dict[str, Any]
     fingerprint: Fingerprint
+    added: tuple[Guide, ...] = ()
+    """Guides to be scored beside guidance."""
 
     @property
     def engine_class(self) -> type[Engine]:
@@ -62,19 +86,53 @@ class ScorePlan:
         return engine_class(self.engine.name)
 
     @property
+    def roles(self) -> list[str]:
+        """The passes, in their order."""
+        roles = ["reference", *(["guidance"] if self.guidance else []), *(guide.role for guide in self.added)]
+        return [*roles, SAMPLES] if self.config.reference_samples else roles
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Roles whose columns a finished shard has."""
+        return tuple(self.roles)
+
+    @property
     def reward_kind(self) -> RewardKind:
         """What the reward columns will hold."""
         return reward_kind(self.guidance)
 
     @property
-    def vocabulary_sha256(self) -> str:
-        """Hash of the mapping from token to id."""
-        return vocabulary_hash(self.tokenizer)
+    def samples(self) -> int:
+        """Tokens of the reference for each response token in a finished shard."""
+        return self.config.reference_samples
 
     @property
-    def text_fingerprint(self) -> Fingerprint:
-        """What decides the prepared tokens."""
-        return _text_fingerprint(self.config, self.preferences, self.tokenizer)
+    def guidance_name(self) -> str | None:
+        """What the manifest calls guidance."""
+        return self.guidance.name if self.guidance else None
+
+    @property
+    def listed_guides(self) -> list[AddedGuide]:
+        """What the manifest says of added guides."""
+        return [
+            AddedGuide(name=guide.name, guidance=guide.source.name, reward_kind=reward_kind(guide.source))
+            for guide in self.added
+        ]
+
+    @property
+    def guides(self) -> list[ModelSource]:
+        """All guidance models that are to be run."""
+        return [*([self.guidance] if self.guidance else []), *(guide.source for guide in self.added)]
+
+    def reward_kind_of(self, role: str) -> RewardKind:
+        """What the scores of a pass are; "none" of the reference's."""
+        kinds = {guide.role: reward_kind(guide.source) for guide in self.added}
+        return kinds.get(role, self.reward_kind if role == "guidance" else "none")
+
+    @property
+    @abstractmethod
+    def vocabulary_sha256(self) -> str:
+        """Hash of the mapping from token to id."""
 
     @property
     def shares_base(self) -> bool:
@@ -82,16 +140,19 @@ class ScorePlan:
         is_on_reference = self.guidance_base is not None and self.guidance_base is self.reference
         return is_on_reference and self.engine_class.switches_adapter
 
-    def engine_spec(self, role: Literal["reference", "guidance"], longest: int | None = None) -> EngineSpec:
+    def engine_spec(self, role: str, longest: int | None = None) -> EngineSpec:
         """The model of a pass. With a shared base it has the adapter, which the reference pass switches off.
 
         Args:
             role: the pass.
             longest: tokens of the longest row, once the data is prepared.
         """
-        source, adapter = self.reference, self.guidance if self.shares_base else None
+        source, adapter = self.reference, self.guidance if self.shares_base and role in SHARED_ROLES else None
         if role == "guidance" and self.guidance is not None and not self.shares_base:
             source, adapter = self.guidance_base or self.guidance, self.guidance if self.guidance_base else None
+        for guide in self.added:
+            if role == guide.role:
+                source, adapter = guide.base or guide.source, guide.source if guide.base else None
         return EngineSpec(
             source=source,
             adapter=adapter,
@@ -105,9 +166,47 @@ class ScorePlan:
 
     def require_engine_fits(self) -> None:
         """Raises UsageError or ModelError where the engine cannot do what is asked of it."""
-        self.engine_class.check(self.engine_spec("reference"))
-        if self.guidance is not None:
-            self.engine_class.check(self.engine_spec("guidance"))
+        for role in self.roles:
+            self.engine_class.check(self.engine_spec(role))
+        if SAMPLES in self.roles and not getattr(self.engine_class, "can_sample", False):
+            raise UsageError(
+                f"--reference-samples {self.config.reference_samples}: --engine {self.engine.name} draws no tokens",
+                fix="use --engine transformers",
+            )
+
+    @abstractmethod
+    def require_same_tokenizers(self, *, conversational: bool) -> None:
+        """Raises ModelError where guidance was trained with another vocabulary or chat template."""
+
+    def require_ids_known(self, largest_id: int) -> None:
+        """Raises ModelError where a token id lies outside a model's embedding."""
+        for source in (self.reference, *self.guides):
+            size = source.vocabulary_size
+            if size is not None and largest_id >= size:
+                raise ModelError(
+                    f"the tokenizer of {self.tokenizer_name} gives token id {largest_id}, but {source.name} has only "
+                    f"{size} embeddings",
+                    fix="use the tokenizer that the models were trained with (--tokenizer)",
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreshPlan(ScorePlan):
+    """A run over a preference set."""
+
+    preferences: PreferenceSet
+    tokenizer: Any
+    limits: LengthLimits
+
+    @property
+    def vocabulary_sha256(self) -> str:
+        """See `ScorePlan.vocabulary_sha256`."""
+        return vocabulary_hash(self.tokenizer)
+
+    @property
+    def text_fingerprint(self) -> Fingerprint:
+        """What decides the prepared tokens."""
+        return _text_fingerprint(self.config, self.preferences, self.tokenizer)
 
     def renderer(self) -> Renderer:
         """Renders the rows with the plan's tokenizer."""
@@ -125,26 +224,15 @@ class ScorePlan:
         return PairTokenizer(self.tokenizer, self.limits)
 
     def require_same_tokenizers(self, *, conversational: bool) -> None:
-        """Raises ModelError where guidance was trained with another vocabulary or chat template."""
-        for other in (self.reference, self.guidance):
-            if other is not None and has_tokenizer(other):
+        """See `ScorePlan.require_same_tokenizers`."""
+        for other in (self.reference, *self.guides):
+            if has_tokenizer(other):
                 require_same_tokenizer(
                     self.tokenizer,
                     self.tokenizer_name,
                     load_tokenizer(other),
                     other.name,
                     conversational=conversational,
-                )
-
-    def require_ids_known(self, largest_id: int) -> None:
-        """Raises ModelError where a token id lies outside a model's embedding."""
-        for source in (self.reference, self.guidance):
-            size = source.vocabulary_size if source else None
-            if source and size is not None and largest_id >= size:
-                raise ModelError(
-                    f"the tokenizer of {self.tokenizer_name} gives token id {largest_id}, but {source.name} has only "
-                    f"{size} embeddings",
-                    fix="use the tokenizer that the models were trained with (--tokenizer)",
                 )
 
 
@@ -165,31 +253,34 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
     Raises:
         UsageError, DataError, ModelError: something is missing or does not fit.
     """
+    if config.reuse:
+        from .reuse import plan_reuse
+
+        return plan_reuse(config, device=device, weights=weights)
     preferences = PreferenceSet(
-        config.dataset, split=config.split, config_name=config.dataset_config, limit=config.limit
+        str(config.dataset), split=config.split, config_name=config.dataset_config, limit=config.limit
     )
     find = partial(resolve, trust_remote_code=config.trust_remote_code, weights=weights)
-    guidance = find(config.guidance, "--guidance") if config.guidance else None
-    reference, guidance_base = _reference_and_base(config, guidance, find)
-    if guidance is not None and guidance.kind == "token-classification" and guidance.labels != 1:
-        raise ModelError(
-            f"{guidance.name} is a token classifier with {guidance.labels} labels",
-            fix="a token-level reward model has one label (num_labels=1)",
-        )
+    guidance = find_guidance(config.guidance, "--guidance", find) if config.guidance else None
+    reference, guidance_base = reference_and_base(config, guidance, find)
     if reference.kind != "causal-lm":
         raise ModelError(f"--reference {reference.name} is a {reference.kind}", fix="name a causal language model")
     tokenizer_name = config.tokenizer or reference.name
     tokenizer = load_tokenizer(tokenizer_source(config.tokenizer) if config.tokenizer else reference)
-    limits = _limits(config, [source for source in (reference, guidance, guidance_base) if source])
+    added = added_guides(config, find, [source for source in (reference, guidance_base) if source])
+    bases = [guide.base or guide.source for guide in added]
+    limits = _limits(config, [source for source in (reference, guidance, guidance_base, *bases) if source])
     dtype, device = pick_dtype(config.dtype, reference), device or pick_device(config.device)
-    models = [reference, guidance_base or guidance or reference]
+    models = [reference, guidance_base or guidance or reference, *bases]
     engine = choose_engine(config.engine, models, device, config.attn_implementation)
     arguments = engine_arguments({name: getattr(config, name) for name in NAMED_ARGUMENTS}, config.engine_arg)
     fingerprint: Fingerprint = {}
     if weights:
-        fingerprint = _fingerprint(config, preferences, reference, guidance, guidance_base, tokenizer, dtype, device)
-        fingerprint |= _engine_fingerprint(engine.name, arguments)
-    plan = ScorePlan(
+        fingerprint = _text_fingerprint(config, preferences, tokenizer)
+        fingerprint |= {"attn_implementation": config.attn_implementation, "reference_sha256": reference.content_hash}
+        fingerprint |= guidance_fingerprint(guidance, guidance_base) | run_fingerprint(dtype, device)
+        fingerprint |= engine_fingerprint(engine.name, arguments) | added_fingerprint(added, config.reference_samples)
+    plan = FreshPlan(
         config=config,
         preferences=preferences,
         reference=reference,
@@ -203,13 +294,46 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
         engine=engine,
         engine_arguments=arguments,
         fingerprint=fingerprint,
+        added=added,
     )
     if weights:
         plan.require_engine_fits()
     return plan
 
 
-def _reference_and_base(
+def find_guidance(name: str, option: str, find: Callable[[str, str], ModelSource]) -> ModelSource:
+    """The guidance model `name`, given with `option`. Raises ModelError where it gives no token rewards."""
+    guidance = find(name, option)
+    if guidance.kind == "token-classification" and guidance.labels != 1:
+        raise ModelError(
+            f"{guidance.name} is a token classifier with {guidance.labels} labels",
+            fix="a token-level reward model has one label (num_labels=1)",
+        )
+    return guidance
+
+
+def added_guides(
+    config: ScoreConfig, find: Callable[[str, str], ModelSource], known: Sequence[ModelSource]
+) -> tuple[Guide, ...]:
+    """The guides of --add-guidance; `known` are models that may be an adapter's base."""
+    guides = []
+    for name, model in config.guides_to_add.items():
+        option = f"--add-guidance {name}={model}"
+        source = find_guidance(model, option, find)
+        guides.append(Guide(name, source, _base_of(source, option, find, known) if source.kind == "adapter" else None))
+    return tuple(guides)
+
+
+def _base_of(
+    adapter: ModelSource, option: str, find: Callable[[str, str], ModelSource], known: Sequence[ModelSource]
+) -> ModelSource:
+    if not adapter.base_name:
+        raise ModelError(f"{option}: the adapter names no base model", fix="save it with peft again")
+    at_hand = next((source for source in known if source.name == adapter.base_name), None)
+    return at_hand or find(adapter.base_name, f"{option} has the base")
+
+
+def reference_and_base(
     config: ScoreConfig, guidance: ModelSource | None, find: Callable[[str, str], ModelSource]
 ) -> tuple[ModelSource, ModelSource | None]:
     """The reference, and the base of guidance where that is an adapter."""
@@ -218,11 +342,7 @@ def _reference_and_base(
         if reference is None:
             raise UsageError("--reference is missing", fix="name the model that the policy will start from")
         return reference, None
-    if not guidance.base_name:
-        raise ModelError(f"--guidance {guidance.name}: the adapter names no base model", fix="save it with peft again")
-    if reference is not None and guidance.base_name == reference.name:
-        return reference, reference
-    base = find(guidance.base_name, f"--guidance {guidance.name} has the base")
+    base = _base_of(guidance, f"--guidance {guidance.name}", find, [reference] if reference else [])
     if reference is None or base.content_hash == reference.content_hash:
         return reference or base, reference or base
     return reference, base
@@ -250,22 +370,24 @@ def _limits(config: ScoreConfig, sources: list[ModelSource]) -> LengthLimits:
     )
 
 
-def _fingerprint(
-    config: ScoreConfig,
-    preferences: PreferenceSet,
-    reference: ModelSource,
-    guidance: ModelSource | None,
-    guidance_base: ModelSource | None,
-    tokenizer: Any,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Fingerprint:
-    return _text_fingerprint(config, preferences, tokenizer) | {
-        "attn_implementation": config.attn_implementation,
-        "reference_sha256": reference.content_hash,
+def guidance_fingerprint(guidance: ModelSource | None, base: ModelSource | None) -> Fingerprint:
+    """What of the fingerprint a guidance model decides."""
+    return {
         "guidance_sha256": guidance.content_hash if guidance else None,
-        "guidance_base_sha256": guidance_base.content_hash if guidance_base else None,
+        "guidance_base_sha256": base.content_hash if base else None,
         "reward_kind": reward_kind(guidance),
+    }
+
+
+def added_fingerprint(added: Sequence[Guide], samples: int) -> Fingerprint:
+    """What of the fingerprint added guides and samples decide; nothing without any."""
+    guides = {guide.name: guidance_fingerprint(guide.source, guide.base) for guide in added}
+    return ({"added_guides": guides} if guides else {}) | ({"reference_samples": samples} if samples else {})
+
+
+def run_fingerprint(dtype: torch.dtype, device: torch.device) -> Fingerprint:
+    """What decides scores beside the models and the engine: the dtype and this machine."""
+    return {
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type if device.type != "cpu" else f"cpu {platform.machine()}",
         "tgdpo": version("tgdpo"),
@@ -275,18 +397,15 @@ def _fingerprint(
 
 
 def _text_fingerprint(config: ScoreConfig, preferences: PreferenceSet, tokenizer: Any) -> Fingerprint:
-    taken_over = (
-        "split prompt_column chosen_column rejected_column allow_control_tokens max_length max_prompt_length overlong "
-        "pairs_per_shard"
-    )
-    return {name: getattr(config, name) for name in taken_over.split()} | {
+    return {name: getattr(config, name) for name in TEXT_OPTIONS} | {
         "dataset_sha256": preferences.fingerprint(),
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "chat_template_sha256": chat_template_hash(tokenizer),
     }
 
 
-def _engine_fingerprint(name: str, arguments: dict[str, Any]) -> Fingerprint:
+def engine_fingerprint(name: str, arguments: dict[str, Any]) -> Fingerprint:
+    """What of the fingerprint the engine decides."""
     engine = engine_class(name)
     lasting = engine.lasting_arguments(arguments)
     return {"engine": name, **engine.versions(), **({"engine_arguments": lasting} if lasting else {})}

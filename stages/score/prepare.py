@@ -26,7 +26,7 @@ from ...errors import DataError, UsageError
 from ..console import log, meter
 from .folder import OutputFolder
 from .overlap import Writer, ahead
-from .plan import ScorePlan
+from .plan import FreshPlan
 from .records import Prepared, SetAsideRow, ShardRecord
 from .share import Share
 
@@ -40,7 +40,7 @@ HASHES_AT_ONCE = 16_000_000
 TOKENS_SCHEMA = PAIR_SCHEMA.append(pa.field("content_hash", pa.uint64(), nullable=False))
 
 
-def prepare(plan: ScorePlan, folder: OutputFolder, share: Share) -> Prepared:
+def prepare(plan: FreshPlan, folder: OutputFolder, share: Share) -> Prepared:
     """Prepares this worker's shards, then those that other workers have not prepared, and adds the records up.
 
     Waiting for the others instead would be in vain where they are not started yet, as in a job array that is larger
@@ -59,7 +59,7 @@ def prepare(plan: ScorePlan, folder: OutputFolder, share: Share) -> Prepared:
     return read_prepared(folder)
 
 
-def prepare_share(plan: ScorePlan, folder: OutputFolder, share: Share) -> None:
+def prepare_share(plan: FreshPlan, folder: OutputFolder, share: Share) -> None:
     """Prepares those of this worker's shards that are not there."""
     if folder.shard_count() is None or any(share.owns(shard) for shard in folder.unprepared()):
         _prepare_shards(plan, folder, share.owns)
@@ -90,7 +90,7 @@ def count_duplicates(folder: OutputFolder, pairs: int) -> int:
     return duplicates
 
 
-def _prepare_shards(plan: ScorePlan, folder: OutputFolder, wanted: Callable[[int], bool]) -> None:
+def _prepare_shards(plan: FreshPlan, folder: OutputFolder, wanted: Callable[[int], bool]) -> None:
     """Reads the whole set once; prepares those `wanted` shards that are not there."""
     renderer, tokenizer = plan.renderer(), plan.pair_tokenizer()
     batches = ahead(_batches(plan.preferences, plan.config.pairs_per_shard), BATCHES_AHEAD)
@@ -202,6 +202,11 @@ def _content_hash(ids: PairIds) -> bytes:
     for part in ids:
         digest.update(len(part).to_bytes(4, "little") + part.tobytes())
     return digest.digest()
+
+
+def content_hash_number(ids: PairIds) -> int:
+    """The 64 bits of the hash of a pair's token ids by which duplicates are told."""
+    return int.from_bytes(_content_hash(ids)[:8], "little")
 
 
 def pair_id(content_hash: bytes, source_row: int) -> str:

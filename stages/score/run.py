@@ -17,10 +17,13 @@ from .config import ScoreConfig
 from .engines import Engine, engine_class
 from .finish import finished_shard, publish_manifest
 from .folder import OutputFolder
-from .passes import Pass, Progress, Role, run_pass
-from .plan import ScorePlan, plan_score
+from .passes import Pass, Progress, run_pass
+from .plan import SHARED_ROLES, FreshPlan, ScorePlan, plan_score
 from .prepare import prepare
 from .records import Prepared
+from .reuse import ReusePlan
+from .reused_pairs import prepare_reused
+from .samples import SAMPLES
 from .share import WHOLE, Share
 
 Outcome = TypeVar("Outcome")
@@ -107,12 +110,18 @@ class ScoreRun:
 
     def _engine(self, work: Pass) -> Engine:
         load = engine_class(work.engine)
-        if not self.plan.shares_base:
+        if not self.plan.shares_base or work.role not in SHARED_ROLES:
+            self._close_shared()
             return load(work.spec)
         if self._shared_engine is None:
             self._shared_engine = load(work.spec)
         self._shared_engine.adapter_on = work.role == "guidance"
         return self._shared_engine
+
+    def _close_shared(self) -> None:
+        if self._shared_engine is not None:
+            self._shared_engine.close()
+            self._shared_engine = None
 
     def _say_engine(self) -> None:
         """Once, after a model is loaded, so that the line of a run that cannot start stands alone."""
@@ -138,8 +147,7 @@ def prepare_checked(
     alone = share == WHOLE
     is_new = folder.claim(plan.fingerprint, alone=alone)
     try:
-        help_out()
-        prepared = prepare(plan, folder, share)
+        prepared = _prepared(plan, folder, share, help_out)
         prepared.set_aside.require_few(prepared.rows_read, plan.config.max_set_aside)
         plan.require_same_tokenizers(conversational=prepared.conversational)
         plan.require_ids_known(prepared.largest_id)
@@ -148,6 +156,14 @@ def prepare_checked(
             folder.abandon()
         raise
     return prepared
+
+
+def _prepared(plan: ScorePlan, folder: OutputFolder, share: Share, help_out: Callable[[], None]) -> Prepared:
+    if isinstance(plan, ReusePlan):
+        return prepare_reused(plan, folder, share)
+    assert isinstance(plan, FreshPlan)
+    help_out()
+    return prepare(plan, folder, share)
 
 
 def or_finished_elsewhere(plan: ScorePlan, folder: OutputFolder, work: Callable[[], Outcome]) -> Outcome | Manifest:
@@ -169,19 +185,27 @@ def say_engine(plan: ScorePlan) -> None:
 
 def passes_of(plan: ScorePlan, folder: OutputFolder, prepared: Prepared) -> list[Pass]:
     """The passes of a run, in their order."""
-    roles: list[Role] = ["reference", "guidance"] if plan.guidance else ["reference"]
     return [
         Pass(
             role=role,
+            parts=plan.parts,
+            is_last=role == plan.roles[-1],
             engine=plan.engine.name,
             spec=plan.engine_spec(role, prepared.longest),
             folder=folder,
             shards=len(prepared.shard_pairs),
-            reward_kind=plan.reward_kind,
+            reward_kind=plan.reward_kind_of(role),
             fingerprint=plan.fingerprint,
+            samples=plan.config.reference_samples if role == SAMPLES else 0,
         )
-        for role in roles
+        for role in plan.roles
     ]
+
+
+def jobs_of(plan: ScorePlan, passes: list[Pass]) -> list[list[Pass]]:
+    """The passes by the model that does them: two where guidance is an adapter on the reference."""
+    shared = [each for each in passes if plan.shares_base and each.role in SHARED_ROLES]
+    return ([shared] if shared else []) + [[each] for each in passes if each not in shared]
 
 
 def note_finished(plan: ScorePlan, prepared: Prepared, folder: OutputFolder, shard: int) -> None:

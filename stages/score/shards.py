@@ -1,7 +1,8 @@
-"""The tables of a shard: what the reference pass leaves, and the finished rows."""
+"""The tables of a shard: what each pass leaves, and the finished rows."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...data.manifest import Fingerprint, RewardKind
-from ...data.schema import FORMAT_VERSION, METADATA_KEY, REFERENCE_SCHEMA, SHARD_SCHEMA, list_column
+from ...data.schema import (
+    FORMAT_VERSION,
+    GUIDE_NAME,
+    METADATA_KEY,
+    PAIR_SCHEMA,
+    REFERENCE_SCHEMA,
+    SAMPLES_SCHEMA,
+    list_column,
+    rewards_columns,
+    shard_schema,
+)
 from .engines import PairScores
 
 SIDES = ("chosen", "rejected")
@@ -22,43 +33,63 @@ def reference_table(scores: Sequence[PairScores]) -> pa.Table:
     return pa.table(columns, schema=REFERENCE_SCHEMA)
 
 
-def shard_table(
-    tokens: pa.Table,
-    reference: pa.Table,
-    guidance: Sequence[PairScores] | None,
-    *,
-    kind: RewardKind,
-    fingerprint: Fingerprint,
+def rewards_table(
+    reference: pa.Table, scores: Sequence[PairScores], *, kind: RewardKind, guide: str | None = None
 ) -> pa.Table:
+    """A guide's rewards of a shard, a row per prepared pair; they may hold values that are not finite.
+
+    Args:
+        reference: the pairs' reference log-probabilities (`reference_table`).
+        scores: the guide's scores.
+        kind: how scores become rewards: log pi_guide - log pi_ref (the paper's token reward per unit of beta), or the
+            reward model's output as it is.
+        guide: name of a guide that is added, None for guidance itself.
+    """
+    columns = {}
+    for side, name in zip(SIDES, rewards_columns(guide), strict=True):
+        rewards = list_column([getattr(score, side) for score in scores], pa.float32())
+        if kind == "log-ratio":
+            ref_logps = reference[f"{side}_ref_logps"].combine_chunks().values.to_numpy()
+            rewards = _with_values(rewards, rewards.values.to_numpy() - ref_logps)
+        columns[name] = rewards
+    return pa.table(columns)
+
+
+def shard_table(tokens: pa.Table, parts: Sequence[pa.Table], *, fingerprint: Fingerprint) -> pa.Table:
     """The finished rows of a shard. A pair with a score that is not finite is left out.
 
     Args:
         tokens: the prepared pairs.
-        reference: their reference log-probabilities (`reference_table`).
-        guidance: the guidance model's scores, None for kind "none".
-        kind: how scores become rewards: log pi_guide - log pi_ref (the paper's token reward per unit of beta), the
-            reward model's output as it is, or zeros.
+        parts: what the passes made of them, the reference's columns first. Rewards that none has made are zeros.
     """
-    columns: dict[str, Any] = {name: tokens[name] for name in tokens.column_names}
-    for side in SIDES:
-        ref_logps = reference[f"{side}_ref_logps"].combine_chunks()
-        flat_ref = ref_logps.values.to_numpy()
-        rewards = np.zeros_like(flat_ref)
-        if guidance is not None:
-            flat_guide = list_column([getattr(score, side) for score in guidance], pa.float32()).values.to_numpy()
-            rewards = flat_guide - flat_ref if kind == "log-ratio" else flat_guide
-        columns[f"{side}_ref_logps"] = ref_logps
-        columns[f"{side}_rewards"] = pa.ListArray.from_arrays(ref_logps.offsets, pa.array(rewards))
+    scores: dict[str, Any] = {name: part[name].combine_chunks() for part in parts for name in part.column_names}
+    for side, name in zip(SIDES, rewards_columns(), strict=True):
+        ref_logps = scores[f"{side}_ref_logps"]
+        scores.setdefault(name, _with_values(ref_logps, np.zeros(len(ref_logps.values), np.float32)))
+    schema = shard_schema(_guides(scores), has_samples=SAMPLES_SCHEMA.names[0] in scores)
     metadata = {
         METADATA_KEY: json.dumps({"format_version": FORMAT_VERSION, "fingerprint": fingerprint}, sort_keys=True)
     }
-    table = pa.table({name: columns[name] for name in SHARD_SCHEMA.names}, schema=SHARD_SCHEMA.with_metadata(metadata))
+    columns = {name: tokens[name] if name in PAIR_SCHEMA.names else scores[name] for name in schema.names}
+    table = pa.table(columns, schema=schema.with_metadata(metadata))
     return table.filter(pa.array(_finite_rows(table)))
+
+
+def _with_values(lists: pa.ListArray, values: npt.NDArray[np.float32]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(lists.offsets, pa.array(values))
+
+
+def _guides(columns: Iterable[str]) -> list[str]:
+    """The names of the guides that were added, in the columns' order."""
+    found = (re.fullmatch(f"chosen_({GUIDE_NAME.pattern})_rewards", name) for name in columns)
+    return [match[1] for match in found if match]
 
 
 def _finite_rows(table: pa.Table) -> npt.NDArray[np.bool_]:
     keep = np.ones(len(table), np.bool_)
-    for column in (f"{side}_{score}" for side in SIDES for score in ("ref_logps", "rewards")):
-        bad = ~np.isfinite(pc.list_flatten(table[column]).to_numpy())
-        keep[pc.list_parent_indices(table[column]).to_numpy()[bad]] = False
+    for field in table.schema:
+        if pa.types.is_list(field.type) and pa.types.is_floating(field.type.value_type):
+            column = table[field.name]
+            bad = ~np.isfinite(pc.list_flatten(column).to_numpy())
+            keep[pc.list_parent_indices(column).to_numpy()[bad]] = False
     return keep

@@ -55,11 +55,21 @@ class TrainConfig(Settings):
     """d2po: token t, counted from 0, weighs this to the power of t."""
     reference: str | None = option(LOSS, None)
     """tdpo1, tdpo2: the reference, which these alone keep in memory beside the policy, with a forward pass of its own
-    every step, since they compare whole distributions. Must be the model that scored the cache."""
+    every step, to compare whole distributions. Must be the model that scored the cache."""
+    kl: Literal["exact", "estimate"] | None = option(LOSS, None)
+    """tdpo1, tdpo2: the KL from the reference in memory, or estimated from samples in the cache (tgdpo score
+    --reference-samples), without it. Default: exact where --reference is given, else estimate."""
     tdpo_alpha: float = option(LOSS, 0.5, ge=0)
     """tdpo2: weight of the difference in KL."""
     sepo_ratio: float = option(LOSS, 0.3, gt=0, le=1)
     """sepo: share of a response's tokens that counts."""
+    positive_guide: str | None = option(LOSS, None)
+    """tis-dpo: the guide that likes what is good: the NAME of one added to the cache (tgdpo score --add-guidance), or
+    guidance for the cache's own."""
+    negative_guide: str | None = option(LOSS, None)
+    """tis-dpo: the guide that likes what is bad, named in the same way."""
+    tis_spread: float = option(LOSS, 0.3, ge=0, le=1)
+    """tis-dpo: tokens weigh from 1 - N to 1 + N by their place in the response."""
 
     learning_rate: float = option(OPTIMIZER, 7e-7, gt=0)
     """Peak learning rate. With --lora-rank, ten times as much is usual."""
@@ -227,8 +237,14 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _reference_is_named(self) -> "TrainConfig":
-        if LOSSES[self.loss].needs_reference and self.reference is None:
-            raise ValueError(f"--loss {self.loss} needs the reference's distributions; name it with --reference")
+        if LOSSES[self.loss].needs_reference and self.kl == "exact" and self.reference is None:
+            raise ValueError(f"--loss {self.loss} --kl exact needs the reference; name it with --reference")
+        return self
+
+    @model_validator(mode="after")
+    def _guides_are_named(self) -> "TrainConfig":
+        if LOSSES[self.loss].needs_guides and not (self.positive_guide and self.negative_guide):
+            raise ValueError(f"--loss {self.loss} compares two guides; name them: --positive-guide, --negative-guide")
         return self
 
     @property
@@ -236,6 +252,8 @@ class TrainConfig(Settings):
         """Options that have another value than their default and do nothing, with the option that makes them idle."""
         idle: dict[str, str] = {}
         idle |= dict.fromkeys(set(LOSS_OPTIONS) - set(LOSSES[self.loss].options), f"--loss {self.loss}")
+        if LOSSES[self.loss].needs_reference and self.kl == "estimate":
+            idle["reference"] = "--kl estimate"
         if self.lora_rank == 0:
             lora = ("lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save")
             idle |= dict.fromkeys((*lora, "use_rslora", "use_dora"), "--lora-rank 0")

@@ -24,6 +24,7 @@ from ..models import ModelSource
 from .card import write_card
 from .checkpoint import read_state, save_checkpoint
 from .config import TrainConfig
+from .contrast import contrast_of
 from .convergence import Convergence
 from .finite import NOT_FINITE_FIX, listed, require_finite_weights
 from .folder import RunFolder
@@ -36,6 +37,7 @@ from .parallel import Parallel
 from .policy import load_policy, parameter_groups, save_policy
 from .progress import status
 from .reference import LogpsAndKl, Reference
+from .sampled import LogpsOfSamples, SampleReader, estimates_kl
 from .state import SHARDED, full_weights, load_optimizer, load_sharded, save_optimizer, save_sharded
 from .step import StepRunner
 from .trackers import Reporter
@@ -60,8 +62,14 @@ class TrainRun:
         self.parallel = parallel
         self.tokenizer = tokenizer
         self.objective = LOSSES[config.loss]
+        self.contrast = contrast_of(config, cache)
+        self.samples = SampleReader(cache.manifest.reference_samples) if estimates_kl(config, cache) else None
         self.order = PairOrder(
-            cache, seed=config.seed, eval_fraction=config.eval_fraction, chosen_only=self.objective.chosen_only
+            cache,
+            seed=config.seed,
+            eval_fraction=config.eval_fraction,
+            chosen_only=self.objective.chosen_only,
+            further=[name for reader in (self.contrast, self.samples) if reader for name in reader.columns],
         )
         if self.order.train_pairs == 0:
             raise UsageError(f"--eval-fraction {config.eval_fraction} leaves no pair to train on", fix="lower it")
@@ -83,10 +91,12 @@ class TrainRun:
         config = self.config
         causal_lm = self.policy.get_base_model() if hasattr(self.policy, "get_base_model") else self.policy
         self._own_attention = causal_lm.config._attn_implementation
-        reference = Reference(config, self.cache, self.parallel) if self.objective.needs_reference else None
+        needs_model = self.objective.needs_reference and not self.samples
+        reference = Reference(config, self.cache, self.parallel) if needs_model else None
         padded = config.attn_implementation is not None or (reference is not None and reference.layout == "padded")
         with self.parallel.accelerator.autocast():
-            forward = (LogpsAndKl if reference else ResponseLogps)(self.policy, layout="padded" if padded else None)
+            kind = LogpsAndKl if reference else LogpsOfSamples if self.samples else ResponseLogps
+            forward = kind(self.policy, layout="padded" if padded else None)
         for fallback in forward.fallbacks:
             warn(f"{config.model}: {fallback}")
         self.forward, self.optimizer = self.parallel.prepare(forward, self._make_optimizer)
@@ -105,6 +115,8 @@ class TrainRun:
             layout=forward.layout,
             per_token=self.objective.chosen_only,
             reference=reference,
+            contrast=self.contrast,
+            samples=self.samples,
         )
 
     def _budget(self) -> TokenBudget:

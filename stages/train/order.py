@@ -6,7 +6,7 @@ An epoch goes through the row groups in a seeded order and through each group's 
 are a seeded choice inside every row group, so their number is known without reading.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,22 @@ class PairOrder:
         seed: decides order and held-out pairs.
         eval_fraction: share of every row group that is held out.
         chosen_only: give pairs without their rejected responses.
+        further: columns to give as well, see `ScoredPair`.
     """
 
-    def __init__(self, cache: RewardCache, *, seed: int, eval_fraction: float, chosen_only: bool = False) -> None:
+    def __init__(
+        self,
+        cache: RewardCache,
+        *,
+        seed: int,
+        eval_fraction: float,
+        chosen_only: bool = False,
+        further: Sequence[str] = (),
+    ) -> None:
         self._cache = cache
         self._seed = seed
         self._chosen_only = chosen_only
+        self._further = further
         self._groups = cache.row_groups
         # Rounding the running total, not each group, keeps the overall share right for small groups.
         ends = np.cumsum([group.rows for group in self._groups])
@@ -69,6 +79,6 @@ class PairOrder:
 
     def _read(self, group_and_rows: tuple[int, Rows]) -> list[ScoredPair]:
         number, rows = group_and_rows
-        pairs = self._cache.read_pairs(self._groups[number])
+        pairs = self._cache.read_pairs(self._groups[number], self._further)
         taken = [pairs[row] for row in rows]
         return [pair.without_rejected() for pair in taken] if self._chosen_only else taken

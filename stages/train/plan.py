@@ -20,6 +20,7 @@ from .config import TrainConfig
 from .lora import with_lora
 from .losses import LOSSES
 from .order import PairOrder
+from .sampled import estimates_kl
 
 
 class Speed(NamedTuple):
@@ -99,7 +100,7 @@ def make_plan(config: TrainConfig, speed: Speed) -> Plan:
             lengths=lengths,
             work=_work(config, cache, size, lengths),
             weights=memory.weight_bytes(config, model),
-            reference=_reference_bytes(cache, source, size) if objective.needs_reference else 0,
+            reference=_reference_bytes(cache, source, size) if _keeps_reference(config, cache) else 0,
             gradients=memory.gradient_bytes(model),
             optimizer=memory.optimizer_bytes(config, model),
             logits=memory.logits_bytes(model, pass_pairs * sum(lengths[1:]), compute, on_gpu=on_gpu),
@@ -152,6 +153,10 @@ def _mean_lengths(cache: RewardCache, *, chosen_only: bool) -> tuple[int, int, i
     return p, c, 0 if chosen_only else r
 
 
+def _keeps_reference(config: TrainConfig, cache: RewardCache) -> bool:
+    return LOSSES[config.loss].needs_reference and not estimates_kl(config, cache)
+
+
 def _reference_bytes(cache: RewardCache, source: ModelSource, size: ModelSize) -> int:
     """The reference is the policy's start, in the dtype that the cache was scored in."""
     return size.parameters * pick_dtype(str(cache.manifest.fingerprint["dtype"]), source).itemsize
@@ -165,10 +170,13 @@ def _work(config: TrainConfig, cache: RewardCache, size: ModelSize, lengths: tup
     p, c, r = lengths
     in_rows = (2 if r else 1) * p + c + r
     tokens = p + c + r if config.attn_implementation is None else in_rows
-    return Work(pairs, steps, pairs * in_rows, pairs * tokens, pairs * _flops(config, size, lengths, tokens))
+    flops = _flops(config, size, lengths, tokens, keeps_reference=_keeps_reference(config, cache))
+    return Work(pairs, steps, pairs * in_rows, pairs * tokens, pairs * flops)
 
 
-def _flops(config: TrainConfig, size: ModelSize, lengths: tuple[int, int, int], tokens: int) -> float:
+def _flops(
+    config: TrainConfig, size: ModelSize, lengths: tuple[int, int, int], tokens: int, *, keeps_reference: bool
+) -> float:
     """Of forward and backward pass of a mean pair."""
     p, c, r = lengths
     attended = ((p + c) ** 2 + (p + r) ** 2 * (r > 0)) / 2
@@ -179,7 +187,7 @@ def _flops(config: TrainConfig, size: ModelSize, lengths: tuple[int, int, int], 
     # The backward pass costs a product for the inputs, and one for the weights where these are trained; the head's
     # logits are always made twice, and the body runs twice with checkpointing.
     trains_all = config.lora_rank == 0
-    reference = forward + head if LOSSES[config.loss].needs_reference else 0.0
+    reference = forward + head if keeps_reference else 0.0
     return forward * (2 + trains_all + config.gradient_checkpointing) + head * (3 + trains_all) + reference
 
 

@@ -1,5 +1,5 @@
-"""The reference beside the policy, for objectives that need its distributions (TDPO): a second model in memory, and a
-second forward pass a step. Everything else trains from the cached log-probabilities alone.
+"""The reference beside the policy, for objectives that compare whole distributions (TDPO with its exact KL): a second
+model in memory, and a second forward pass a step. Everything else trains from what the cache holds.
 
 Distributions over the vocabulary exist for a block of positions at a time, and are computed again in the backward pass.
 

@@ -11,6 +11,7 @@ from ...errors import CacheError, ModelError
 from ..console import log, quiet_libraries, warn
 from ..models import ModelSource, has_tokenizer, load_tokenizer, pick_device, resolve
 from .config import TrainConfig
+from .contrast import contrast_of
 from .folder import FINISHED, RunFolder
 from .hub import open_repository, push
 from .loaded import LoadedModel
@@ -19,6 +20,7 @@ from .losses import LOSSES
 from .optimizers import require_optimizer, require_spreads
 from .parallel import Parallel
 from .quantization import require_quantization
+from .sampled import estimates_kl
 from .shapes import find_shape
 from .trackers import require_installed
 
@@ -97,6 +99,8 @@ def _fitting_tokenizer(config: TrainConfig, cache: RewardCache, source: ModelSou
             f"{cache.storage} was scored without guidance, so it has no token rewards for --loss {config.loss}",
             fix="score it with --guidance, or train with --loss dpo",
         )
+    contrast_of(config, cache)
+    estimates_kl(config, cache)
     if tokenizer is None:
         with_tokenizer = source
         if source.kind == "adapter" and not has_tokenizer(source):

@@ -16,12 +16,14 @@ from ...data.cache import ScoredPair, Scores
 from ...data.packing import Batch, Layout, collate
 from ...errors import TrainingError
 from ..budget import TokenBudget
-from ..logps import to_device
+from ..logps import DeviceBatch, to_device
+from .contrast import Contrast
 from .finite import NOT_FINITE_FIX, listed
 from .losses.types import Loss, LossSettings, ResponseTokens
 from .metrics import MetricSums
 from .parallel import Parallel
 from .reference import Reference
+from .sampled import SampleReader, estimated_kl
 from .split import Pass, split
 
 
@@ -45,6 +47,8 @@ class StepRunner:
         budget: tokens of one pass, padding included; with several processes a fixed number.
         layout: how `forward` takes pairs.
         reference: for objectives that need its distributions; `forward` is then a `LogpsAndKl`.
+        samples: instead of `reference`, to estimate from; `forward` is then a `LogpsOfSamples`.
+        contrast: for objectives that compare two guides.
         per_token: the loss of a step is the mean over its chosen tokens, not over its pairs.
     """
 
@@ -59,6 +63,8 @@ class StepRunner:
         layout: Layout,
         per_token: bool = False,
         reference: Reference | None = None,
+        samples: SampleReader | None = None,
+        contrast: Contrast | None = None,
     ) -> None:
         self._parallel = parallel
         self._forward = forward
@@ -68,6 +74,8 @@ class StepRunner:
         self._layout = layout
         self._per_token = per_token
         self._reference = reference
+        self._samples = samples
+        self._contrast = contrast
 
     def backward(self, pairs: Sequence[ScoredPair], metrics: MetricSums) -> Seen:
         """Computes the gradient of the mean loss over `pairs`, whatever passes and processes they are split into.
@@ -167,27 +175,52 @@ class StepRunner:
         """Forward of one pass: chosen and rejected."""
         device = self._parallel.device
         on_device = to_device(batch, device)
-        if self._reference:
-            logps_R, kl_R = self._forward(on_device, self._reference.states(on_device))
-        else:
-            logps_R, kl_R = self._forward(on_device), None
+        logps_R, kl_R = self._logps_and_kl(pairs, on_device)
         lengths = torch.from_numpy(batch.response_lengths).to(device)
         mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
         policy_logps = _scattered(logps_R, mask)
         ref_kl = None if kl_R is None else _scattered(kl_R, mask)
 
-        def side(first_row: int, ref_logps: list[Scores], rewards: list[Scores]) -> ResponseTokens:
+        def on_tokens(rows: list[Scores]) -> Tensor:
+            return _padded(rows, mask.shape[1]).to(device)
+
+        def side(
+            first_row: int, ref_logps: list[Scores], rewards: list[Scores], contrast: list[Scores]
+        ) -> ResponseTokens:
             return ResponseTokens(
                 policy_logps[first_row::2],
-                _padded(ref_logps, mask.shape[1]).to(device),
-                _padded(rewards, mask.shape[1]).to(device),
+                on_tokens(ref_logps),
+                on_tokens(rewards),
                 mask[first_row::2],
                 None if ref_kl is None else ref_kl[first_row::2],
+                on_tokens(contrast) if contrast else None,
             )
 
-        chosen = side(0, [pair.chosen_ref_logps for pair in pairs], [pair.chosen_rewards for pair in pairs])
-        rejected = side(1, [pair.rejected_ref_logps for pair in pairs], [pair.rejected_rewards for pair in pairs])
+        of = self._contrast
+        chosen = side(
+            0,
+            [pair.chosen_ref_logps for pair in pairs],
+            [pair.chosen_rewards for pair in pairs],
+            [of.chosen(pair) for pair in pairs] if of else [],
+        )
+        rejected = side(
+            1,
+            [pair.rejected_ref_logps for pair in pairs],
+            [pair.rejected_rewards for pair in pairs],
+            [of.rejected(pair) for pair in pairs] if of else [],
+        )
         return chosen, rejected
+
+    def _logps_and_kl(self, pairs: Sequence[ScoredPair], batch: DeviceBatch) -> tuple[Tensor, Tensor | None]:
+        """log pi_theta of the response tokens [R], and the reference's KL there [R] for objectives that need it."""
+        if self._reference:
+            logps_R, kl_R = self._forward(batch, self._reference.states(batch))
+            return logps_R, kl_R
+        if self._samples:
+            samples = self._samples.of(pairs, self._parallel.device)
+            logps_RM = self._forward(batch, samples.ids)
+            return logps_RM[:, 0], estimated_kl(samples.ref_logps, logps_RM[:, 1:])
+        return self._forward(batch), None
 
 
 def _scattered(flat_R: Tensor, mask: Tensor) -> Tensor:

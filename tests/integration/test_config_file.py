@@ -83,9 +83,10 @@ OPTIONS_APART = {
     *("worker", "workers", "gpus_per_worker", "address"),
     *("plan", "gpu", "gpus", "utilisation", "gpu_price"),
     *("engine_arg", "tensor_parallel_size", "pipeline_parallel_size", "quantization", "gpu_memory_utilization"),
-    "max_model_len",
+    *("max_model_len", "reuse", "add_guidance", "reference_samples"),
 }
-"""Of `tgdpo score`: many workers, planning, other engines. They exclude one another, and have tests of their own."""
+"""Of `tgdpo score`: many workers, planning, other engines, starting from a cache, further guides. They exclude one
+another, or have tests of their own."""
 
 
 def train_values(cache: Path, models: Models, output: Path) -> Values:
@@ -107,8 +108,12 @@ def train_values(cache: Path, models: Models, output: Path) -> Values:
         "ld_alpha": 0.3,
         "d2po_gamma": 0.9,
         "reference": "reference",
+        "kl": "exact",
         "tdpo_alpha": 0.6,
         "sepo_ratio": 0.2,
+        "positive_guide": "good",
+        "negative_guide": "bad",
+        "tis_spread": 0.2,
         "learning_rate": 1e-05,
         "lr_scheduler": "linear",
         "warmup_ratio": 0.2,

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import transformers
 import yaml
-from support import Cli, Models, records_of
+from support import Cli, Models, make_model, make_tokenizer, records_of
 
 from tgdpo.stages.train.losses import LOSSES
 
@@ -21,14 +21,27 @@ def reference_cache(ok: Cli, models: Models, pairs_file: Path, tmp_path: Path) -
     return tmp_path / "reference-cache"
 
 
+@pytest.fixture(scope="module")
+def guided(scored: Path, models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scored cache with a second guide, bad."""
+    from tgdpo import ScoreConfig, score
+
+    folder = tmp_path_factory.mktemp("guided")
+    bad = make_model(folder / "bad", make_tokenizer(chat=False), seed=5)
+    score(ScoreConfig(reuse=str(scored), add_guidance=(f"bad={bad}",), output=str(folder / "cache")))
+    return folder / "cache"
+
+
 def also(loss: str, models: Models) -> tuple[object, ...]:
     """What an objective cannot do without."""
+    if LOSSES[loss].needs_guides:
+        return ("--positive-guide", "guidance", "--negative-guide", "bad")
     return ("--reference", models.reference) if LOSSES[loss].needs_reference else ()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_objective_trains(loss: str, ok: Cli, scored: Path, models: Models, tmp_path: Path) -> None:
-    trained = ok("train", "--loss", loss, "--cache", scored, "--model", models.reference, "--output", tmp_path / "run",
+def test_every_objective_trains(loss: str, ok: Cli, guided: Path, models: Models, tmp_path: Path) -> None:
+    trained = ok("train", "--loss", loss, "--cache", guided, "--model", models.reference, "--output", tmp_path / "run",
                  "--epochs", 3, *FAST, *also(loss, models))  # fmt: skip
     assert "does nothing" not in trained.stderr
     records = records_of(tmp_path / "run")
@@ -47,6 +60,11 @@ def test_token_rewards_are_asked_for_only_where_they_count(
     if loss in ("tgdpo", "sepo"):
         assert result.code == 1
         assert f"no token rewards for --loss {loss}" in result.error
+        assert not (tmp_path / "run").exists()
+    elif loss == "tis-dpo":
+        assert result.code == 1
+        assert "--positive-guide guidance: " in result.error
+        assert "has no guide" in result.error
         assert not (tmp_path / "run").exists()
     else:
         assert result.code == 0
@@ -70,17 +88,38 @@ def test_options_of_other_objectives_are_named(
     ("loss", "option", "value"),
     [("simpo", "--gamma-beta-ratio", 0.3), ("ld-dpo", "--ld-alpha", 0.1), ("d2po", "--d2po-gamma", 0.5),
      ("sepo", "--sepo-ratio", 0.9), ("tdpo2", "--tdpo-alpha", 1.5), ("ipo", "--beta", 0.3),
+     ("tis-dpo", "--tis-spread", 0.9), ("tis-dpo", "--negative-guide", "guidance"),
      ("tgdpo", "--f-shape", "rank"),
      ("tgdpo", "--f-shape", "clipped-linear")],
 )  # fmt: skip
 def test_options_change_the_run(
-    loss: str, option: str, value: object, ok: Cli, scored: Path, models: Models, tmp_path: Path
+    loss: str, option: str, value: object, ok: Cli, guided: Path, models: Models, tmp_path: Path
 ) -> None:
     for name, extra in (("plain", ()), ("other", (option, value))):
-        ok("train", "--loss", loss, "--cache", scored, "--model", models.reference, "--output", tmp_path / name,
+        ok("train", "--loss", loss, "--cache", guided, "--model", models.reference, "--output", tmp_path / name,
            "--beta-r" if loss == "tgdpo" else "--beta", 0.5, *FAST, *also(loss, models), *extra)  # fmt: skip
     plain, other = records_of(tmp_path / "plain"), records_of(tmp_path / "other")
     assert other[2]["loss"] != pytest.approx(plain[2]["loss"], rel=1e-3)
+
+
+def test_opposed_guides_are_named_and_there(run_cli: Cli, guided: Path, models: Models, tmp_path: Path) -> None:
+    call = ["train", "--loss", "tis-dpo", "--cache", guided, "--model", models.reference, "--output", tmp_path / "run"]
+    assert "name them: --positive-guide, --negative-guide" in run_cli(*call, "--positive-guide", "bad").error
+    missing = run_cli(*call, "--positive-guide", "good", "--negative-guide", "bad")
+    assert f"--positive-guide good: {guided} has bad, guidance" in missing.error
+    assert f"tgdpo score --reuse {guided} --add-guidance good=MODEL" in missing.error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_guide_against_itself_is_dpo(ok: Cli, guided: Path, models: Models, tmp_path: Path) -> None:
+    same = ("--loss", "tis-dpo", "--positive-guide", "bad", "--negative-guide", "bad")
+    for name, options in (("dpo", ("--loss", "dpo")), ("same", same)):
+        ok("train", "--cache", guided, "--model", models.reference, "--output", tmp_path / name, *FAST, *options)
+    assert weights_equal(tmp_path / "dpo", tmp_path / "same")
+
+
+def weights_equal(one: Path, other: Path) -> bool:
+    return (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
 def test_defaults_are_the_objectives(ok: Cli, scored: Path, models: Models, tmp_path: Path) -> None:
@@ -131,7 +170,9 @@ class TestTdpo:
     @pytest.mark.parametrize(
         ("options", "code", "said"),
         [
-            ((), 2, "--loss tdpo1 needs the reference's distributions"),
+            ((), 1, "has no samples of the reference, from which --loss tdpo1 would estimate"),
+            (("--kl", "exact"), 2, "--loss tdpo1 --kl exact needs the reference"),
+            (("--kl", "estimate", "--reference", "OTHER"), 1, "--reference-samples 8 --output NEW"),
             (("--reference", "OTHER"), 1, "is not the model"),
         ],
     )

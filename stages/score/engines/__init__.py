@@ -19,6 +19,7 @@ from ....data.cache import Scores
 from ....data.tokenization import PairIds
 from ....errors import ModelError, UsageError
 from ...models import ModelSource
+from ..samples import Draws, PairSamples
 
 OnBatch = Callable[[int, int], None]
 """Called after each batch with its numbers of pairs and of tokens."""
@@ -71,6 +72,9 @@ class Engine(Protocol):
     """Whether one loaded engine gives scores with and without the spec's adapter, as `adapter_on` says. Otherwise an
     engine is loaded for each pass, and the spec's adapter always counts."""
 
+    can_sample: ClassVar[bool] = False
+    """Whether it has `sample`."""
+
     adapter_on: bool = True
     """Whether scores are those with the spec's adapter. Without an adapter it changes nothing."""
 
@@ -95,6 +99,11 @@ class Engine(Protocol):
     def score(self, pairs: Sequence[PairIds], on_batch: OnBatch) -> list[PairScores]:
         """Scores of the response tokens, one entry per pair, in the pairs' order, float32. What is not finite after all
         that the engine can try stays so, and its pair will be set aside."""
+
+    def sample(self, pairs: Sequence[PairIds], draws: Draws, on_batch: OnBatch) -> list[PairSamples]:
+        """Tokens drawn from a causal LM's distributions at the response tokens, for --reference-samples; only where
+        `can_sample`. What is not finite is treated as by `score`."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Gives the model's memory back."""

@@ -1,10 +1,10 @@
 """Runs one model over pairs of token ids with transformers, batches by token budget, longest first."""
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,20 @@ from ...budget import token_budget
 from ...console import warn
 from ...logps import ResponseLogps, ResponseRewards, to_device
 from ...models import add_adapter, load_model
+from ..samples import Draws, PairSamples
 from . import Engine, EngineSpec, OnBatch, PairScores
+
+
+class _ToDraw(NamedTuple):
+    """A pair to draw tokens for."""
+
+    pair: PairIds
+    number: int
+    draws: Draws
+
+
+Job = TypeVar("Job", PairIds, _ToDraw)
+Result = TypeVar("Result", PairScores, PairSamples)
 
 
 class TransformersEngine(Engine):
@@ -27,6 +40,7 @@ class TransformersEngine(Engine):
     """
 
     switches_adapter = True
+    can_sample = True
 
     def __init__(self, spec: EngineSpec) -> None:
         self.name = spec.name
@@ -60,37 +74,67 @@ class TransformersEngine(Engine):
         Raises:
             ModelError: a single pair does not fit in the device's memory.
         """
-        results: dict[int, PairScores] = {}
+        return self._run(self._scores, pairs, pairs, on_batch)
+
+    def sample(self, pairs: Sequence[PairIds], draws: Draws, on_batch: OnBatch) -> list[PairSamples]:
+        """See `Engine.sample`; errors as `score`."""
+        numbered = [_ToDraw(pair, number, draws) for number, pair in enumerate(pairs)]
+        return self._run(self._samples, pairs, numbered, on_batch)
+
+    def _run(
+        self,
+        compute: Callable[[Sequence[Job]], list[Result]],
+        pairs: Sequence[PairIds],
+        jobs: Sequence[Job],
+        on_batch: OnBatch,
+    ) -> list[Result]:
+        """What `compute` makes of the pairs' jobs, in the pairs' order."""
+        results: dict[int, Result] = {}
         for indices in batches(pairs, self._budget.limit, self._forward.layout):
-            batch = [pairs[i] for i in indices]
-            results.update(zip(indices, self._score_batch(batch), strict=True))
-            on_batch(len(batch), sum(pair.tokens for pair in batch))
-        suspicious = [i for i, scores in results.items() if not scores.finite]
+            results.update(zip(indices, self._in_parts(compute, [jobs[i] for i in indices]), strict=True))
+            on_batch(len(indices), sum(pairs[i].tokens for i in indices))
+        suspicious = [i for i, result in results.items() if not result.finite]
         if suspicious:
             with _in_float32(self._model):
                 for i in suspicious:
-                    results[i] = self._score_batch([pairs[i]])[0]
+                    results[i] = self._in_parts(compute, [jobs[i]])[0]
         return [results[i] for i in range(len(pairs))]
 
     @torch.inference_mode()
-    def _score_batch(self, pairs: Sequence[PairIds]) -> list[PairScores]:
-        batch = collate(pairs, self._forward.layout)
+    def _in_parts(self, compute: Callable[[Sequence[Job]], list[Result]], jobs: Sequence[Job]) -> list[Result]:
+        """`compute` of the jobs at once, or of their halves where memory does not hold that."""
         try:
-            with self._budget.spent(batch.input_ids.size), self._adapter_state():
-                flat = self._forward(to_device(batch, self.device)).cpu().numpy()
+            with self._adapter_state():
+                return compute(jobs)
         except torch.OutOfMemoryError as error:
-            if len(pairs) == 1:
+            if len(jobs) == 1:
+                tokens = (jobs[0].pair if isinstance(jobs[0], _ToDraw) else jobs[0]).tokens
                 raise ModelError(
-                    f"{self.name}: a pair of {pairs[0].tokens} tokens does not fit in the memory of {self.device}",
+                    f"{self.name}: a pair of {tokens} tokens does not fit in the memory of {self.device}",
                     fix="set a smaller --max-length or --dtype, or another --device; finished shards are kept",
                 ) from error
-        else:
-            rows = np.split(flat, np.cumsum(batch.response_lengths)[:-1])
-            return [PairScores(*row) for row in zip(rows[::2], rows[1::2], strict=True)]
         # Outside the handler, which would keep the failed pass's tensors alive.
-        half = len(pairs) // 2
+        half = len(jobs) // 2
         self._empty_cache()
-        return self._score_batch(pairs[:half]) + self._score_batch(pairs[half:])
+        return self._in_parts(compute, jobs[:half]) + self._in_parts(compute, jobs[half:])
+
+    def _scores(self, pairs: Sequence[PairIds]) -> list[PairScores]:
+        batch = collate(pairs, self._forward.layout)
+        with self._budget.spent(batch.input_ids.size):
+            flat = self._forward(to_device(batch, self.device)).cpu().numpy()
+        rows = np.split(flat, np.cumsum(batch.response_lengths)[:-1])
+        return [PairScores(*row) for row in zip(rows[::2], rows[1::2], strict=True)]
+
+    def _samples(self, jobs: Sequence["_ToDraw"]) -> list[PairSamples]:
+        assert isinstance(self._forward, ResponseLogps), "tokens are drawn from causal LMs"
+        batch = collate([job.pair for job in jobs], self._forward.layout)
+        uniforms = torch.from_numpy(np.concatenate([job.draws(job.number) for job in jobs])).to(self.device)
+        with self._budget.spent(batch.input_ids.size):
+            drawn = self._forward.draw(to_device(batch, self.device), uniforms)
+        ids, logps = (np.split(part.cpu().numpy(), np.cumsum(batch.response_lengths)[:-1]) for part in drawn)
+        flat_ids, flat_logps = [row.ravel().astype(np.int32) for row in ids], [row.ravel() for row in logps]
+        sides = (flat_ids[::2], flat_ids[1::2], flat_logps[::2], flat_logps[1::2])
+        return [PairSamples(*pair) for pair in zip(*sides, strict=True)]
 
     def _adapter_state(self) -> Any:
         return self._model.disable_adapter() if self._has_adapter and not self.adapter_on else nullcontext()

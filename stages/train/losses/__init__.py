@@ -26,8 +26,10 @@ class Objective:
     """Defaults of these options where they are not `TrainConfig`'s."""
     needs_rewards: bool = False
     """Whether it reads the reward columns, which a cache scored without guidance lacks."""
+    needs_guides: bool = False
+    """Whether it compares two guides of the cache."""
     needs_reference: bool = False
-    """Whether it needs the reference's distributions, so that the reference stays in memory."""
+    """Whether it needs the reference's distributions: the reference in memory, or samples of it in the cache."""
     chosen_only: bool = False
     """Whether rejected responses are left out; the loss of a step is then the mean over its response tokens."""
 
@@ -46,11 +48,14 @@ LOSSES: dict[str, Objective] = {
     ),
     "dpo": Objective(function="dpo.dpo", options=_DPO),
     "simpo": Objective(function="reference_free.simpo", options=(*_DPO, "gamma_beta_ratio"), defaults={"beta": 2.5}),
-    "tdpo1": Objective(function="tdpo.tdpo1", options=(*_DPO, "reference"), needs_reference=True),
-    "tdpo2": Objective(function="tdpo.tdpo2", options=(*_DPO, "reference", "tdpo_alpha"), needs_reference=True),
+    "tdpo1": Objective(function="tdpo.tdpo1", options=(*_DPO, "reference", "kl"), needs_reference=True),
+    "tdpo2": Objective(function="tdpo.tdpo2", options=(*_DPO, "reference", "kl", "tdpo_alpha"), needs_reference=True),
     "ipo": Objective(function="dpo.ipo", options=("beta",)),
     "ld-dpo": Objective(function="dpo.ld_dpo", options=(*_DPO, "ld_alpha")),
     "d2po": Objective(function="dpo.d2po", options=(*_DPO, "d2po_gamma")),
+    "tis-dpo": Objective(
+        function="dpo.tis_dpo", options=(*_DPO, "positive_guide", "negative_guide", "tis_spread"), needs_guides=True
+    ),
     "sepo": Objective(
         function="reference_free.sepo", options=("beta", "sepo_ratio"), defaults={"beta": 1.0}, needs_rewards=True
     ),

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from ..shapes import Shape, rank
 from .types import LossOutput, LossSettings, ResponseTokens
 
 
@@ -41,6 +42,16 @@ def d2po(chosen: ResponseTokens, rejected: ResponseTokens, settings: LossSetting
         return settings.d2po_gamma ** _places(side).to(side.ref_logps)
 
     return weighted_dpo(chosen, rejected, f(chosen), f(rejected), settings)
+
+
+def tis_dpo(chosen: ResponseTokens, rejected: ResponseTokens, settings: LossSettings) -> LossOutput:
+    """TIS-DPO (Liu et al., ICLR 2025) with the authors' weights by rank, without its term for the sequences' KL.
+
+    Tokens weigh from 1 - tis_spread to 1 + tis_spread, evenly spaced by the place of their contrast in their response:
+    the highest most in a chosen response, the lowest most in a rejected one.
+    """
+    spread = settings.tis_spread
+    return weighted_dpo(chosen, rejected, _by_contrast(chosen, spread), _by_contrast(rejected, -spread), settings)
 
 
 def ipo(chosen: ResponseTokens, rejected: ResponseTokens, settings: LossSettings) -> LossOutput:
@@ -97,8 +108,25 @@ def _places(side: ResponseTokens) -> Tensor:
 def _f(side: ResponseTokens, sign: int, settings: LossSettings) -> Tensor:
     """1 + alpha g(r_t) or 1 - alpha g(r_t), [B, L]; 1 under the padding."""
     beta_r = settings.beta if settings.beta_r is None else settings.beta_r
-    # Response by response: a shape may compare a response's tokens with one another.
-    rewards = torch.split((beta_r * side.rewards.detach())[side.completion_mask], side.lengths.tolist())
     f = ones(side)
-    f[side.completion_mask] += sign * settings.alpha * torch.cat([settings.shape(row) for row in rewards]).to(f)
+    f[side.completion_mask] += sign * settings.alpha * _by_response(side, beta_r * side.rewards, settings.shape).to(f)
     return f if settings.f_clip is None else f.clamp(1 - settings.f_clip, 1 + settings.f_clip)
+
+
+def _by_contrast(side: ResponseTokens, spread: float) -> Tensor:
+    """1 + spread at a response's highest contrast, 1 - spread at its lowest, [B, L]; 1 under the padding."""
+    assert side.contrast is not None, "this objective needs two guides"
+    weights = ones(side)
+    weights[side.completion_mask] += spread * _by_response(side, side.contrast, _place).to(weights)
+    return weights
+
+
+def _place(values: Tensor) -> Tensor:
+    """-1 for the lowest value, 1 for the highest, the others evenly spaced between, equal ones at their mean place."""
+    return rank(values) * (len(values) / max(1, len(values) - 1))
+
+
+def _by_response(side: ResponseTokens, values: Tensor, shape: Shape) -> Tensor:
+    """`shape` of each response's values, one after the other: it may compare a response's tokens with one another."""
+    rows = torch.split(values.detach()[side.completion_mask], side.lengths.tolist())
+    return torch.cat([shape(row) for row in rows])

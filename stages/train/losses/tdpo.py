@@ -1,4 +1,4 @@
-"""TDPO (Zeng et al., ICML 2024): DPO with a KL term per token, which needs the reference's distributions.
+"""TDPO (Zeng et al., ICML 2024): DPO with a KL term per token, exact or estimated.
 
 Legend: B pairs, L response tokens of the longest response.
 """

@@ -24,8 +24,10 @@ class ResponseTokens(NamedTuple):
     completion_mask: Tensor
     """Bool, True at response tokens."""
     ref_kl: Tensor | None = None
-    """KL(pi_ref || pi_theta) of the distributions that y_t is drawn from, in nats; carries the gradient. For the
-    objectives that need it."""
+    """KL(pi_ref || pi_theta) of the distributions that y_t is drawn from, in nats, or an estimate of it; carries the
+    gradient. For the objectives that need it."""
+    contrast: Tensor | None = None
+    """log pi_positive - log pi_negative of two opposed guides, in nats. For the objectives that need it."""
 
     @property
     def lengths(self) -> Tensor:
@@ -56,6 +58,7 @@ class LossSettings:
     d2po_gamma: float = 0.98
     sepo_ratio: float = 0.3
     tdpo_alpha: float = 0.5
+    tis_spread: float = 0.3
 
 
 class LossOutput(NamedTuple):

@@ -23,7 +23,8 @@ Row = tuple[list[float], list[float], list[float]]
 def padded(rows: list[Row], *, width: int | None = None, garbage: float = 0.0) -> ResponseTokens:
     """(policy, ref, guide) log-probs of some responses in fp64; `garbage` lies under the padding.
 
-    The KL of a distribution is not to be had from single log-probs; d_t^2 stands for it, with its gradient.
+    The KL of a distribution is not to be had from single log-probs; d_t^2 stands for it, with its gradient. The two
+    guides of TIS-DPO differ by 2 guide - ref.
     """
     width = width or max(len(row[0]) for row in rows)
     tensors = [torch.full((len(rows), width), garbage, dtype=torch.float64) for _ in range(3)]
@@ -33,7 +34,7 @@ def padded(rows: list[Row], *, width: int | None = None, garbage: float = 0.0) -
             tensor[i, : len(values)] = torch.tensor(values, dtype=torch.float64)
         mask[i, : len(row[0])] = True
     policy, ref, guide = tensors
-    return ResponseTokens(policy.requires_grad_(), ref, guide - ref, mask, (policy - ref) ** 2)
+    return ResponseTokens(policy.requires_grad_(), ref, guide - ref, mask, (policy - ref) ** 2, 2 * guide - ref)
 
 
 class Naive:
@@ -70,6 +71,16 @@ class Naive:
     def d2po(w: Row, l: Row, s: LossSettings) -> tuple[Tensor, Tensor]:  # noqa: E741
         f_w, f_l = ([s.d2po_gamma**t for t in range(len(row[0]))] for row in (w, l))
         return Naive.weighted(w, l, f_w, f_l, s)
+
+    @staticmethod
+    def tis_dpo(w: Row, l: Row, s: LossSettings) -> tuple[Tensor, Tensor]:  # noqa: E741
+        def weights(row: Row, sign: int) -> list[float]:
+            contrast = [sign * (2 * g - r) for _, r, g in zip(*row, strict=True)]
+            places = [sum(b < a for b in contrast) + (sum(b == a for b in contrast) - 1) / 2 for a in contrast]
+            last = len(contrast) - 1
+            return [1 - s.tis_spread + 2 * s.tis_spread * place / last if last else 1.0 for place in places]
+
+        return Naive.weighted(w, l, weights(w, +1), weights(l, -1), s)
 
     @staticmethod
     def ipo(w: Row, l: Row, s: LossSettings) -> tuple[Tensor, Tensor]:  # noqa: E741
@@ -188,6 +199,7 @@ loss_settings = st.builds(
     d2po_gamma=st.floats(0.5, 1),
     sepo_ratio=st.floats(0.05, 1),
     tdpo_alpha=st.floats(0, 2),
+    tis_spread=st.floats(0, 1),
 )
 
 
@@ -228,7 +240,7 @@ def test_rewards_for_the_metrics_carry_no_gradient(name: str) -> None:
     assert output.losses.requires_grad
     assert not output.rewards_chosen.requires_grad
     assert not output.rewards_rejected.requires_grad
-    if name in ("tgdpo", "dpo", "ipo", "ld-dpo", "d2po"):  # as every DPO trainer logs them
+    if name in ("tgdpo", "dpo", "ipo", "ld-dpo", "d2po", "tis-dpo"):  # as every DPO trainer logs them
         assert output.rewards_chosen.item() == pytest.approx(0.1 * 0.2)
         assert output.rewards_rejected.item() == pytest.approx(-0.1 * 0.6)
 
@@ -297,6 +309,8 @@ def test_a_policy_that_is_the_guide_gains_the_squared_rewards() -> None:
         ("d2po", {"beta": 1.0, "d2po_gamma": 0.5}, 0.15 + 0.35, 0.4740769842),
         # Rewards: chosen [0.5, -1, 0], the best third is -0.5; rejected [-1, 1], the worst half is -0.9.
         ("sepo", {"beta": 1.0, "sepo_ratio": 0.5}, 0.4, 0.5130152524),
+        # Contrast: chosen [0.3, -3, -0.3], so weights [1.3, 0.7, 1]; rejected [-2.8, 0.5], so [1.3, 0.7].
+        ("tis-dpo", {"beta": 1.0, "tis_spread": 0.3}, 0.32 + 0.48, math.log1p(math.exp(-0.8))),
         ("sft", {}, 0.0, 1.8),
     ],
 )

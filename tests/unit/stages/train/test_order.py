@@ -64,9 +64,9 @@ def test_skipping_reads_one_row_group_and_the_next(cache: RewardCache, monkeypat
     reads = []
     original = RewardCache.read_pairs
 
-    def counted(self: RewardCache, group: object) -> object:
+    def counted(self: RewardCache, group: object, further: object) -> object:
         reads.append(group)
-        return original(self, group)  # type: ignore[arg-type]
+        return original(self, group, further)  # type: ignore[arg-type]
 
     monkeypatch.setattr(RewardCache, "read_pairs", counted)
     pairs = order.epoch(0, skip=150)
