@@ -65,7 +65,7 @@ ELLIPSIS = {
     "score": ["--dataset", "pairs.jsonl", "--reference", "my-sft-model", "--guidance", "my-dpo-model"],
     "train": ["--cache", "cache", "--model", "my-sft-model"],
 }
-"""What … stands for; an output folder of its own is added."""
+"""What … stands for; where no output folder is named, one of its own is added."""
 
 
 def why_only_checked(arguments: list[str]) -> str | None:
@@ -149,7 +149,8 @@ class Documents:
         if "…" not in arguments:
             return arguments
         self.ellipses += 1
-        return [*(one for one in arguments if one != "…"), *ELLIPSIS[arguments[0]], "--output", f"out-{self.ellipses}"]
+        output = [] if "--output" in arguments else ["--output", f"out-{self.ellipses}"]
+        return [*(one for one in arguments if one != "…"), *ELLIPSIS[arguments[0]], *output]
 
     def launched(self, command: list[str], folder: Path) -> Answer:
         """What a launcher starts, `tgdpo train …`."""
