@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
@@ -51,6 +52,12 @@ class Launch:
             process.kill()
         for process in self.processes:
             process.join()
+
+    def send(self, number: int) -> None:
+        """A signal to each that is left. One may have ended without its parent having been told yet."""
+        for process in self.processes:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid or 0, number)
 
     @property
     def output(self) -> str:

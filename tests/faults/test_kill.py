@@ -147,7 +147,7 @@ def test_ended_by_a_signal(number: int, code: int, call: tuple[object, ...], tmp
     until = time.monotonic() + 60
     while time.monotonic() < until and not any(run.glob("checkpoints/step-*")):
         time.sleep(0.005)
-    os.kill(process.pid or 0, number)
+    started.send(number)
     process.join(60)
     assert process.exitcode == code
     assert "what is finished stays, the same command goes on from there" in started.output

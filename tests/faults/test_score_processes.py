@@ -24,7 +24,7 @@ def strike(started: Launch, number: int, chance: random.Random, seconds: float) 
     process.join(chance.uniform(0, seconds))
     if not process.is_alive():
         return False
-    os.kill(process.pid or 0, number)
+    started.send(number)
     process.join(60)
     return process.exitcode != 0
 
