@@ -62,7 +62,8 @@ def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set
     for group in range(file.num_row_groups):
         table = file.read_row_group(group, columns=columns)
         problems += [
-            f"{shard.name}, row group {group}: {line}" for line in _check_table(table, cache.manifest.reference_samples)
+            f"{shard.name}, row group {group}: {line}"
+            for line in table_problems(table, cache.manifest.reference_samples)
         ]
         ids = table["pair_id"].to_pylist()
         doubled = len(ids) - len(set(ids) - seen)
@@ -77,7 +78,8 @@ def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set
     return problems
 
 
-def _check_table(table: pa.Table, samples: int) -> list[str]:
+def table_problems(table: pa.Table, samples: int) -> list[str]:
+    """What is wrong with scores of some rows, of which each token has so many samples of the reference."""
     problems = []
     for field in table.schema:
         side, _, what = field.name.partition("_")

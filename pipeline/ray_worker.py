@@ -64,7 +64,7 @@ class ShardWorker:
 
     def _results(self, work: Pass, shard: int, pairs: list[PairIds]) -> Results:
         assert self._engine is not None
-        self._engine.adapter_on = work.role == "guidance"
+        self._engine.adapter_on = work.role != "reference"
         return work.compute(self._engine, shard, pairs, self._count)
 
     def _count(self, pairs: int, tokens: int) -> None:

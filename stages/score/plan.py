@@ -1,12 +1,9 @@
 """What a scoring run will do, settled before anything is written: which models, which tokenizer, which fingerprint."""
 
-import platform
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -17,9 +14,7 @@ from ...data.tokenization import (
     LengthLimits,
     PairTokenizer,
     adds_bos,
-    chat_template_hash,
     control_tokens,
-    tokenizer_hash,
     vocabulary_hash,
 )
 from ...errors import ModelError, UsageError
@@ -36,30 +31,18 @@ from ..models import (
 from .config import ScoreConfig
 from .engines import NAMED_ARGUMENTS, Engine, EngineSpec, engine_class
 from .engines.choice import Choice, choose_engine, engine_arguments
-from .passes import GUIDE
+from .fingerprint import (
+    added_fingerprint,
+    engine_fingerprint,
+    guidance_fingerprint,
+    run_fingerprint,
+    text_fingerprint,
+)
+from .guides import Guide, added_guides, find_guidance, reference_and_base, reward_kind
 from .samples import SAMPLES
 
 SHARED_ROLES = ("reference", "guidance")
 """The passes that one model may do."""
-TEXT_OPTIONS = (
-    *("split", "prompt_column", "chosen_column", "rejected_column", "allow_control_tokens"),
-    *("max_length", "max_prompt_length", "overlong", "pairs_per_shard"),
-)
-"""Options that decide the prepared tokens, each a field of the fingerprint."""
-
-
-class Guide(NamedTuple):
-    """A guidance model that gets columns of its own."""
-
-    name: str
-    source: ModelSource
-    base: ModelSource | None
-    """Of an adapter."""
-
-    @property
-    def role(self) -> str:
-        """The role of its pass."""
-        return GUIDE + self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +189,7 @@ class FreshPlan(ScorePlan):
     @property
     def text_fingerprint(self) -> Fingerprint:
         """What decides the prepared tokens."""
-        return _text_fingerprint(self.config, self.preferences, self.tokenizer)
+        return text_fingerprint(self.config, self.preferences, self.tokenizer)
 
     def renderer(self) -> Renderer:
         """Renders the rows with the plan's tokenizer."""
@@ -234,13 +217,6 @@ class FreshPlan(ScorePlan):
                     other.name,
                     conversational=conversational,
                 )
-
-
-def reward_kind(guidance: ModelSource | None) -> RewardKind:
-    """The kind of rewards that a guidance model gives."""
-    if guidance is None:
-        return "none"
-    return "token-classification" if guidance.kind == "token-classification" else "log-ratio"
 
 
 def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weights: bool = True) -> ScorePlan:
@@ -276,7 +252,7 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
     arguments = engine_arguments({name: getattr(config, name) for name in NAMED_ARGUMENTS}, config.engine_arg)
     fingerprint: Fingerprint = {}
     if weights:
-        fingerprint = _text_fingerprint(config, preferences, tokenizer)
+        fingerprint = text_fingerprint(config, preferences, tokenizer)
         fingerprint |= {"attn_implementation": config.attn_implementation, "reference_sha256": reference.content_hash}
         fingerprint |= guidance_fingerprint(guidance, guidance_base) | run_fingerprint(dtype, device)
         fingerprint |= engine_fingerprint(engine.name, arguments) | added_fingerprint(added, config.reference_samples)
@@ -301,53 +277,6 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
     return plan
 
 
-def find_guidance(name: str, option: str, find: Callable[[str, str], ModelSource]) -> ModelSource:
-    """The guidance model `name`, given with `option`. Raises ModelError where it gives no token rewards."""
-    guidance = find(name, option)
-    if guidance.kind == "token-classification" and guidance.labels != 1:
-        raise ModelError(
-            f"{guidance.name} is a token classifier with {guidance.labels} labels",
-            fix="a token-level reward model has one label (num_labels=1)",
-        )
-    return guidance
-
-
-def added_guides(
-    config: ScoreConfig, find: Callable[[str, str], ModelSource], known: Sequence[ModelSource]
-) -> tuple[Guide, ...]:
-    """The guides of --add-guidance; `known` are models that may be an adapter's base."""
-    guides = []
-    for name, model in config.guides_to_add.items():
-        option = f"--add-guidance {name}={model}"
-        source = find_guidance(model, option, find)
-        guides.append(Guide(name, source, _base_of(source, option, find, known) if source.kind == "adapter" else None))
-    return tuple(guides)
-
-
-def _base_of(
-    adapter: ModelSource, option: str, find: Callable[[str, str], ModelSource], known: Sequence[ModelSource]
-) -> ModelSource:
-    if not adapter.base_name:
-        raise ModelError(f"{option}: the adapter names no base model", fix="save it with peft again")
-    at_hand = next((source for source in known if source.name == adapter.base_name), None)
-    return at_hand or find(adapter.base_name, f"{option} has the base")
-
-
-def reference_and_base(
-    config: ScoreConfig, guidance: ModelSource | None, find: Callable[[str, str], ModelSource]
-) -> tuple[ModelSource, ModelSource | None]:
-    """The reference, and the base of guidance where that is an adapter."""
-    reference = find(config.reference, "--reference") if config.reference else None
-    if guidance is None or guidance.kind != "adapter":
-        if reference is None:
-            raise UsageError("--reference is missing", fix="name the model that the policy will start from")
-        return reference, None
-    base = _base_of(guidance, f"--guidance {guidance.name}", find, [reference] if reference else [])
-    if reference is None or base.content_hash == reference.content_hash:
-        return reference or base, reference or base
-    return reference, base
-
-
 def _limits(config: ScoreConfig, sources: list[ModelSource]) -> LengthLimits:
     contexts = {source.context: source.name for source in sources if source.context}
     context = min(contexts, default=None)
@@ -368,44 +297,3 @@ def _limits(config: ScoreConfig, sources: list[ModelSource]) -> LengthLimits:
         context=context,
         overlong=config.overlong,
     )
-
-
-def guidance_fingerprint(guidance: ModelSource | None, base: ModelSource | None) -> Fingerprint:
-    """What of the fingerprint a guidance model decides."""
-    return {
-        "guidance_sha256": guidance.content_hash if guidance else None,
-        "guidance_base_sha256": base.content_hash if base else None,
-        "reward_kind": reward_kind(guidance),
-    }
-
-
-def added_fingerprint(added: Sequence[Guide], samples: int) -> Fingerprint:
-    """What of the fingerprint added guides and samples decide; nothing without any."""
-    guides = {guide.name: guidance_fingerprint(guide.source, guide.base) for guide in added}
-    return ({"added_guides": guides} if guides else {}) | ({"reference_samples": samples} if samples else {})
-
-
-def run_fingerprint(dtype: torch.dtype, device: torch.device) -> Fingerprint:
-    """What decides scores beside the models and the engine: the dtype and this machine."""
-    return {
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": device.type if device.type != "cpu" else f"cpu {platform.machine()}",
-        "tgdpo": version("tgdpo"),
-        "torch": version("torch"),
-        "pyarrow": version("pyarrow"),
-    }
-
-
-def _text_fingerprint(config: ScoreConfig, preferences: PreferenceSet, tokenizer: Any) -> Fingerprint:
-    return {name: getattr(config, name) for name in TEXT_OPTIONS} | {
-        "dataset_sha256": preferences.fingerprint(),
-        "tokenizer_sha256": tokenizer_hash(tokenizer),
-        "chat_template_sha256": chat_template_hash(tokenizer),
-    }
-
-
-def engine_fingerprint(name: str, arguments: dict[str, Any]) -> Fingerprint:
-    """What of the fingerprint the engine decides."""
-    engine = engine_class(name)
-    lasting = engine.lasting_arguments(arguments)
-    return {"engine": name, **engine.versions(), **({"engine_arguments": lasting} if lasting else {})}

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import ValidationError
 
-from ...data.cache import pair_ids_of
+from ...data.cache import RewardCache, pair_ids_of
 from ...data.files import publish, replace
 from ...data.rendering import Form
 from ...data.schema import PAIR_SCHEMA, REFERENCE_SCHEMA, SAMPLES_SCHEMA, SET_ASIDE_NAME, rewards_columns, write_parquet
-from ...data.verify import set_aside_problems
+from ...data.verify import set_aside_problems, table_problems
 from ...errors import CacheError
 from ..console import meter
 from .folder import OutputFolder
@@ -55,12 +56,23 @@ def prepare_reused(plan: ReusePlan, folder: OutputFolder, share: Share) -> Prepa
 
 def lay_out(plan: ReusePlan, folder: OutputFolder, shard: int, set_aside: list[SetAsideRow]) -> None:
     """Publishes tokens and scores of a shard, then the record, whose presence means that all are there."""
-    table = plan.source.read_shard(shard)
+    table = _sound_table(plan.source, shard)
     publish(folder.tokens(shard), partial(write_parquet, tokens_table(table)))
     for role in plan.kept:
         publish(folder.scores(role, shard), partial(write_parquet, columns_of(role, table)))
     record = _record(plan, shard, table, set_aside)
     replace(folder.record(shard), lambda path: path.write_text(record.model_dump_json()), mode=0o600)
+
+
+def _sound_table(source: RewardCache, shard: int) -> pa.Table:
+    """The rows of a shard, which may be anybody's."""
+    table, name = source.read_shard(shard), source.manifest.shards[shard].name
+    problems = ["it has other columns than the format"]
+    if table.schema.equals(source.schema):
+        problems = table_problems(table, source.manifest.reference_samples)
+    if problems:
+        raise CacheError(f"{source.storage}: {name}: {problems[0]}", fix="look at it with tgdpo verify")
+    return table
 
 
 def tokens_table(table: pa.Table) -> pa.Table:
@@ -86,8 +98,14 @@ def _set_aside_by_shard(plan: ReusePlan) -> dict[int, list[SetAsideRow]]:
         raise CacheError(f"{source.storage}: {problems[0]}", fix="restore the file from a copy, or score again")
     by_shard: dict[int, list[SetAsideRow]] = defaultdict(list)
     lines = source.storage.read(SET_ASIDE_NAME).splitlines() if SET_ASIDE_NAME in source.storage.files else []
-    for row in map(SetAsideRow.model_validate_json, lines):
-        by_shard[row.source_row // plan.config.pairs_per_shard].append(row)
+    shards = range(len(source.manifest.shards))
+    try:
+        for row in map(SetAsideRow.model_validate_json, lines):
+            by_shard[shards[row.source_row // plan.config.pairs_per_shard]].append(row)
+    except (ValidationError, IndexError) as error:
+        raise CacheError(
+            f"{source.storage}: {SET_ASIDE_NAME} names rows that the cache cannot have", fix="score again"
+        ) from error
     return by_shard
 
 

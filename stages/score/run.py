@@ -115,7 +115,7 @@ class ScoreRun:
             return load(work.spec)
         if self._shared_engine is None:
             self._shared_engine = load(work.spec)
-        self._shared_engine.adapter_on = work.role == "guidance"
+        self._shared_engine.adapter_on = work.role != "reference"
         return self._shared_engine
 
     def _close_shared(self) -> None:

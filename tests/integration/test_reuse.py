@@ -180,7 +180,7 @@ def test_what_differs_is_refused_by_name(
         (["--dataset", rows], "is not what "),
         (["--limit", 5], "--limit 5 with --reuse"),
         (["--reference", models.guidance], "is not the model that scored"),
-        (["--engine-arg", "block_size=3"], "--block-size 3"),
+        (["--engine-arg", "block_size=3"], "was made with the engine arguments none, this run has {'block_size': 3}"),
         (["--check-against", "dummy"], "name it with --reference"),
     ):
         result = run_cli(*call, *options)
@@ -205,6 +205,29 @@ def test_bad_calls(run_cli: Cli, score: Score, other_guide: Path, tmp_path: Path
         result = run_cli("score", *options)
         assert (result.code, expected in result.error) == (code, True), result.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_a_foreign_cache_names_no_code_and_no_nonsense(
+    run_cli: Cli, score: Score, other_guide: Path, tmp_path: Path
+) -> None:
+    base = score("base")
+    manifest = Manifest.read(base)
+    call = ["score", "--reuse", base, "--guidance", other_guide, "--output", tmp_path / "new"]
+    for changes, code, expected in (
+        ({"engine": "their.module.Engine"}, 2, "add that, if you trust"),
+        ({"attn_implementation": "them/kernels"}, 2, "--attn-implementation them/kernels"),
+        ({"engine_arguments": {"trust_remote_code": True}}, 2, "was made with the engine arguments"),
+        ({"pairs_per_shard": 0}, 1, "its fingerprint is damaged"),
+        ({"dtype": "float8"}, 1, "its fingerprint is damaged"),
+        ({"pairs_per_shard": 5}, 1, "names rows that the cache cannot have"),
+    ):
+        manifest.model_copy(update={"fingerprint": manifest.fingerprint | changes}).write(base)
+        result = run_cli(*call)
+        assert (result.code, expected in result.error) == (code, True), result.stderr
+        assert not (tmp_path / "new").exists()
+    without = {name: value for name, value in manifest.fingerprint.items() if name != "reference_sha256"}
+    manifest.model_copy(update={"fingerprint": without}).write(base)
+    assert "its fingerprint has no reference_sha256" in run_cli(*call).error
 
 
 def test_a_guide_that_reads_fewer_tokens_and_a_damaged_cache(

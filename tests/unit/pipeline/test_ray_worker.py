@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
 import peft
 import pytest
 import transformers
@@ -15,7 +16,7 @@ from tgdpo.stages.score.finish import publish_manifest
 from tgdpo.stages.score.folder import OutputFolder
 from tgdpo.stages.score.passes import Pass
 from tgdpo.stages.score.plan import plan_score
-from tgdpo.stages.score.run import passes_of, prepare_checked, score
+from tgdpo.stages.score.run import jobs_of, passes_of, prepare_checked, score
 from tgdpo.stages.score.share import WHOLE
 
 
@@ -39,7 +40,7 @@ def score_by_workers(config: ScoreConfig) -> tuple[list[list[Pass]], list[Done]]
     plan, folder = plan_score(config), OutputFolder(Path(config.output))
     prepared = prepare_checked(plan, folder, WHOLE)
     passes = passes_of(plan, folder, prepared)
-    jobs = [passes] if plan.shares_base else [[each] for each in passes]
+    jobs = jobs_of(plan, passes)
     done: list[Done] = []
     for job in jobs:
         worker = ShardWorker(job)
@@ -65,6 +66,28 @@ def test_the_bytes_are_those_of_a_plain_run(
     assert shards(tmp_path / "workers") == shards(tmp_path / "plain")
     assert [each.shard for each in done] == list(range(8)) * len(jobs)
     assert sum(each.pairs for each in done) == 40 * (1 if kind == "none" else 2)
+
+
+@pytest.mark.parametrize("reuses", [False, True])
+def test_further_guides_and_samples(
+    reuses: bool, options: dict[str, object], adapter: Path, models: Models, tmp_path: Path
+) -> None:
+    """The adapter shares a model with the reference as guidance, and is loaded by itself as an added guide."""
+    if reuses:
+        score(build(ScoreConfig, options, {"output": str(tmp_path / "base")}))
+        options = {"reuse": str(tmp_path / "base")}
+    guides = (f"lora={adapter}", f"other={models.guidance}")
+    options |= {"guidance": str(adapter), "add_guidance": guides, "reference_samples": 2}
+    score(build(ScoreConfig, options, {"output": str(tmp_path / "plain")}))
+    jobs, _ = score_by_workers(build(ScoreConfig, options, {"output": str(tmp_path / "workers")}))
+    roles = [[work.role for work in job] for job in jobs]
+    shared = ["guidance"] if reuses else ["reference", "guidance"]
+    assert roles == [shared, ["guide-lora"], ["guide-other"], ["samples"]]
+    assert shards(tmp_path / "workers") == shards(tmp_path / "plain")
+    frame = pd.read_parquet(tmp_path / "plain")
+    for one, other in zip(frame.chosen_rewards, frame.chosen_lora_rewards, strict=True):
+        assert one.any()
+        assert (one == other).all()
 
 
 def test_a_shard_that_is_there_is_left_alone(options: dict[str, object], tmp_path: Path) -> None:
