@@ -23,10 +23,10 @@ faults: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 TGDPO_KILLS=20 TGDPO_SCORE_KILLS=100 TGDPO_SYSCALL_STEP=1 TGDPO_FLIPS=1000 TGDPO_FUZZ=100000 \
 		$(BIN)/python -m pytest tests/faults
 
-# The documentation site, in site/. A broken link or reference is an error.
+# The documentation site, in site/html/. A broken link or reference is an error.
 docs: $(VENV)/.installed-dev
-	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs site
-	@echo "open site/index.html"
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs site/html
+	@echo "open site/html/index.html"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
