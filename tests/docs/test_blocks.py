@@ -40,7 +40,7 @@ REFERENCES = (
     "my-sft-model", "base", "sft", "POLICY", "R", "meta-llama/Llama-3.2-1B-Instruct",
     "meta-llama/Llama-3.1-8B-Instruct", "store/models/sft",
 )  # fmt: skip
-GUIDES = ("my-dpo-model", "guide", "G", "store/models/guide")
+GUIDES = ("my-dpo-model", "guide", "other-guide", "opposed-guide", "G", "store/models/guide")
 REWARD_MODEL = "Skywork/Skywork-Reward-V2-Llama-3.2-1B"
 
 MADE = {
@@ -53,7 +53,12 @@ MADE = {
     "docs/training.md": {"cache"},
 }
 """What a page takes as made: caches, and policies trained from `cache`."""
-MAKES = {"docs/quickstart.md": {"guide"}, "docs/how-to/one-gpu.md": {"guide"}, "docs/losses.md": {"sft", "guide"}}
+MAKES = {
+    "docs/quickstart.md": {"guide"},
+    "docs/how-to/guides.md": {"opposed-guide"},
+    "docs/how-to/one-gpu.md": {"guide"},
+    "docs/losses.md": {"sft", "guide"},
+}
 """Models that a page trains itself."""
 
 ELLIPSIS = {
