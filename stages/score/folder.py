@@ -7,6 +7,7 @@ OUTPUT/_work/shards.json              the number of shards, once the set was rea
 OUTPUT/_work/reference-NNNNN.parquet  log pi_ref per response token, where another pass follows
 OUTPUT/_work/guidance-NNNNN.parquet   the rewards of a guide, where another pass follows; guide-NAME- of an added one
 OUTPUT/_work/samples-NNNNN.parquet    tokens drawn from the reference, where another pass follows
+OUTPUT/_work/begun-NNNNN-XXXXXXXX      a process is at a shard, or died at it
 OUTPUT/_work/finished-NNNNN.json      the finished shard's entry in the manifest
 OUTPUT/_work/probe-XXXXXXXXXXXX       an object store was tried out
 OUTPUT/part-NNNNN-of-NNNNN.parquet    the finished shard
@@ -16,7 +17,9 @@ Several workers may use one folder: whatever exists is whole, and the first to p
 """
 
 import json
+import secrets
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from ...data.store import PROBE, StoredFile, open_store
 from ...errors import CacheError, StorageError
 
 WORK = "_work"
+BEGUN = "begun-"
 
 
 class OutputFolder:
@@ -62,6 +66,22 @@ class OutputFolder:
     def scores(self, role: str, shard: int) -> StoredFile:
         """The columns that the pass of this role makes of a shard, where another pass follows."""
         return self._work(f"{role}-{shard:05d}.parquet")
+
+    @contextmanager
+    def begun(self, shard: int) -> Iterator[None]:
+        """Notes that a process is at a shard. The note stays where the process dies in the block."""
+        note = self._work(f"{_begun(shard)}{secrets.token_hex(4)}")
+        note.publish(lambda path: path.write_text("\n"))
+        try:
+            yield
+        finally:
+            note.remove()
+
+    def deaths(self, shards: Iterable[int]) -> int:
+        """The largest number of processes that died at one of `shards`, in any pass; others that are at it now count
+        as well."""
+        notes = [name for name in self.store.names(WORK) if name.startswith(BEGUN)]
+        return max((sum(name.startswith(_begun(shard)) for name in notes) for shard in shards), default=0)
 
     def entry(self, shard: int) -> StoredFile:
         """What the manifest will say of a finished shard."""
@@ -166,7 +186,7 @@ class OutputFolder:
         written = (
             *("settings.json", "shards.json", "tokens-*.parquet", "prepared-*.json", "reference-*.parquet"),
             *("guidance-*.parquet", "guide-*.parquet", "samples-*.parquet", "finished-*.json"),
-            *(f"{PROBE}*", f".*{TEMPORARY_SUFFIX}"),
+            *(f"{BEGUN}*", f"{PROBE}*", f".*{TEMPORARY_SUFFIX}"),
         )
         if self.store.names() != {WORK}:
             return False
@@ -206,6 +226,10 @@ class OutputFolder:
                 f"--output {self} was made with other settings: {differences}",
                 fix="use the same settings, or another --output",
             )
+
+
+def _begun(shard: int) -> str:
+    return f"{BEGUN}{shard:05d}-"
 
 
 def _short(value: object) -> str:

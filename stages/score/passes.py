@@ -130,4 +130,6 @@ def run_pass(
             writer.check()
 
         for shard, pairs in ahead((shard, work.pairs(shard)) for shard in shards):
-            writer.submit(partial(write, shard, work.compute(engine, shard, pairs, on_batch)))
+            with work.folder.begun(shard):
+                scores = work.compute(engine, shard, pairs, on_batch)
+            writer.submit(partial(write, shard, scores))

@@ -5,7 +5,7 @@ adapter on the reference). What a pass has finished lies in files, so the same c
 workers that share an output folder need nothing else to share.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from ...data.manifest import Manifest
@@ -14,6 +14,7 @@ from ..console import log, meter, quiet_libraries
 from .check import check_engines, other_plan
 from .config import ScoreConfig
 from .engines import Engine, engine_class
+from .engines.isolated import isolated
 from .finish import finished_shard, publish_manifest
 from .folder import OutputFolder
 from .passes import Pass, Progress, run_pass
@@ -26,6 +27,9 @@ from .samples import SAMPLES
 from .share import WHOLE, Share
 
 Outcome = TypeVar("Outcome")
+
+DEATHS = 2
+"""So many processes may die at a shard before the engine is kept apart. One may have been ended for other reasons."""
 
 
 def score(config: ScoreConfig) -> Manifest | None:
@@ -98,7 +102,7 @@ class ScoreRun:
         shards = work.missing(self.shards)
         if not shards:
             return
-        engine = self._engine(work)
+        engine = self._engine(work, shards)
         self._say_engine()
         with meter(work.role, sum(self.prepared.shard_pairs[shard] for shard in shards)) as bar:
             progress = Progress(bar)
@@ -107,8 +111,14 @@ class ScoreRun:
         if engine is not self._shared_engine:
             engine.close()
 
-    def _engine(self, work: Pass) -> Engine:
+    def _engine(self, work: Pass, shards: Sequence[int]) -> Engine:
         load = engine_class(work.engine)
+        if not work.samples and self.folder.deaths(shards) >= DEATHS:
+            log(f"{DEATHS} processes died at one shard: {work.engine} gets one of its own, to find out at which pair")
+            self._close_shared()
+            engine = isolated(load)(work.spec)
+            engine.adapter_on = work.role != "reference"
+            return engine
         if not self.plan.shares_base or work.role not in SHARED_ROLES:
             self._close_shared()
             return load(work.spec)

@@ -98,7 +98,7 @@ class ProcessEngine(Engine):
         if not self._end.alive:
             self._log_path.unlink(missing_ok=True)
             self._start()
-        self._send(list(pairs))
+        self._send((self.adapter_on, list(pairs)))
         found: list[PairScores] = self._receive("scores", on_batch)
         return found
 
@@ -200,7 +200,8 @@ def serve() -> None:
         dotted, spec = connection.recv()
         engine = class_at(dotted)(spec)
         connection.send(("ready", getattr(engine, "notes", [])))
-        while (pairs := connection.recv()) is not None:
+        while (work := connection.recv()) is not None:
+            engine.adapter_on, pairs = work
             reporter = _Reporter(connection)
             scores = engine.score(pairs, reporter)
             reporter.send()
