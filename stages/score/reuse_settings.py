@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ...data.addresses import is_url
 from ...data.cache import RewardCache
 from ...data.manifest import Fingerprint
 from ...data.preferences import PreferenceSet
@@ -87,11 +88,15 @@ def arguments_of(config: ScoreConfig, source: RewardCache) -> dict[str, Any]:
 
 
 def _require_other_folder(config: ScoreConfig, source: RewardCache) -> None:
-    if source.storage.is_local and Path(config.output).expanduser().resolve() == Path(str(source.storage)).resolve():
+    if _resolved(config.output) == _resolved(str(source.storage)):
         raise UsageError(
             f"--output {config.output} is the cache of --reuse",
             fix="a finished cache stays as it is; name a new folder",
         )
+
+
+def _resolved(location: str) -> str:
+    return location.rstrip("/") if is_url(location) else str(Path(location).expanduser().resolve())
 
 
 def _require_code_named(config: ScoreConfig, source: RewardCache) -> None:

@@ -175,7 +175,7 @@ def _work(config: TrainConfig, cache: RewardCache, size: ModelSize, lengths: tup
 
 
 def _flops(
-    config: TrainConfig, size: ModelSize, lengths: tuple[int, int, int], tokens: int, *, keeps_reference: bool
+    config: TrainConfig, size: ModelSize, lengths: tuple[int, int, int], tokens: int, *, keeps_reference: bool = False
 ) -> float:
     """Of forward and backward pass of a mean pair."""
     p, c, r = lengths

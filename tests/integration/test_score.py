@@ -123,9 +123,9 @@ class FailingWrites:
         self.batches_after = 0
         self._fail = fail
         self._failing = False
-        score, score_batch = TransformersEngine.score, TransformersEngine._scores
+        score, score_batch = TransformersEngine.score, TransformersEngine._in_parts
         monkeypatch.setattr(TransformersEngine, "score", lambda *arguments: self._after(score(*arguments)))
-        monkeypatch.setattr(TransformersEngine, "_scores", lambda *arguments: self._slow(score_batch, *arguments))
+        monkeypatch.setattr(TransformersEngine, "_in_parts", lambda *arguments: self._slow(score_batch, *arguments))
 
     def _after(self, scores: Any) -> Any:
         if not self._failing:
