@@ -116,6 +116,8 @@ class RewardCache:
             # From afar, a row group's columns come in few large reads.
             pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=is_remote) as file,
         ):
+            if not file.schema_arrow.equals(self.schema):
+                self._require(f"{shard.name} has other columns than the format")
             self._require(decoding_problem(file, shard, self.manifest.reference_samples))
             yield file
 

@@ -41,14 +41,12 @@ def _check_rows(cache: RewardCache, number: int, seen: set[str]) -> list[str]:
     try:
         with cache.open_shard(number) as file:
             return _check_file(cache, number, file, seen)
-    except CacheError as error:  # pages that do not decode, though their bytes are those that the manifest names
-        return [error.problem]
+    except CacheError as error:  # what does not decode, though its bytes are those that the manifest names
+        return [error.problem.removeprefix(f"{cache.storage}: ")]
 
 
 def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set[str]) -> list[str]:
     shard = cache.manifest.shards[number]
-    if not file.schema_arrow.equals(cache.schema):
-        return [f"{shard.name} has other columns than the format"]
     if METADATA_KEY not in (file.schema_arrow.metadata or {}):
         return [f"{shard.name} carries no tgdpo metadata"]
     if file.metadata.num_rows != shard.rows:

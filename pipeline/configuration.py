@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import ValidationError
 
 from ..errors import UsageError
-from ..stages.settings import Settings
+from ..stages.settings import Settings, parse_yaml
 
 MAX_BYTES = 1_000_000
 """A configuration is a page of text; a larger file is something else."""
@@ -24,11 +23,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_BYTES:
         raise UsageError(f"{path} has {path.stat().st_size} bytes", fix=f"a configuration has at most {MAX_BYTES}")
     try:
-        content = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        place = f", line {where.line + 1}" if where else ""
-        raise UsageError(f"{path} is not valid YAML{place}", fix="mend the file") from error
+        content = parse_yaml(path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{path} is {error}", fix="mend the file") from error
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

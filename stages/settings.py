@@ -12,6 +12,16 @@ from pydantic.fields import FieldInfo
 from ..data.addresses import is_url, why_not_writable
 
 
+def parse_yaml(content: str | bytes) -> Any:
+    """The value that `content` holds. Raises ValueError, whose text goes on "X is …", where it is not valid YAML."""
+    try:
+        return yaml.safe_load(content)
+    # Beside its own errors: bad UTF-8, impossible dates and code points, deep nesting.
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise ValueError("not valid YAML" + (f", line {mark.line + 1}" if mark else "")) from error
+
+
 class Settings(BaseModel):
     """A configuration; every field is an option of the command line and a key of the YAML file."""
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ...errors import TrainingError
+from ..settings import parse_yaml
 from ..train.logs import JsonLines
 
 Record = dict[str, Any]
@@ -59,11 +58,11 @@ def _read(path: Path, name: str) -> Run:
         raise TrainingError(f"{path} holds no run", fix="name the --output folder of tgdpo train")
     try:
         finished = json.loads(record_file.read_text())["finished"]
-        settings = yaml.safe_load((path / "config.yaml").read_text())
+        settings = parse_yaml((path / "config.yaml").read_bytes())
         records = JsonLines(metrics).read()
         if not isinstance(settings, dict) or not all(isinstance(each.get("step"), int) for each in records):
             raise ValueError("a record without a step, or settings that are none")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrainingError(
             f"{path} is damaged ({reason})", fix="look at its run.json, config.yaml and metrics.jsonl"

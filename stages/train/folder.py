@@ -15,12 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ...data.files import remove_temporaries, replace, sync
 from ...data.manifest import differing_fields
 from ...errors import TrainingError
 from ..console import log, warn
+from ..settings import parse_yaml
 from .checkpoint import find_checkpoint, problem_of, read_state, remove_leftovers, step_of
 from .config import TrainConfig
 from .logs import JsonLines
@@ -105,12 +104,21 @@ class RunFolder:
         return any(self.checkpoints.glob("step-*")) or any(record["step"] > 0 for record in self._metrics.read())
 
     def _require_same(self, record: dict[str, Any]) -> None:
-        theirs = yaml.safe_load(self._config_file.read_text()) | record["identity"]
-        self._require_settings(theirs, f"--output {self.path} holds a run")
+        self._require_settings(self._their_options() | record["identity"], f"--output {self.path} holds a run")
         if self._config.resume == "never":
             raise TrainingError(
                 f"--output {self.path} holds a run already and --resume is never", fix="name another --output"
             )
+
+    def _their_options(self) -> dict[str, Any]:
+        problem = "no mapping of options"
+        try:
+            options = parse_yaml(self._config_file.read_bytes())
+        except ValueError as error:
+            options, problem = None, str(error)
+        if not isinstance(options, dict):
+            raise TrainingError(f"{self._config_file} is {problem}", fix="restore it, or name another --output")
+        return options
 
     def _require_settings(self, theirs: dict[str, Any], whose: str) -> None:
         ours = self.settings

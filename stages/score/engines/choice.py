@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 
 from ....errors import TgdpoError, UsageError
 from ...models import ModelSource
+from ...settings import parse_yaml
 from . import NAMED_ARGUMENTS, argument_option
 
 AUTO = "auto"
@@ -86,9 +86,9 @@ def engine_arguments(named: Mapping[str, Any], further: Sequence[str]) -> dict[s
 
 def _value(text: str, whole: str) -> Any:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--engine-arg {whole}: the value is not valid YAML", fix="quote it") from error
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"--engine-arg {whole}: the value is {error}", fix="quote it") from error
     if isinstance(value, str):
         # YAML reads 1e-5, without a dot, as text.
         try:

@@ -182,6 +182,8 @@ class TestRows:
     def test_other_columns(self, folder: Path, table: pa.Table) -> None:
         rewrite_shard(folder, table.drop_columns(["chosen_rewards"]))
         assert problems(folder) == [f"{SHARD} has other columns than the format"]
+        with pytest.raises(CacheError, match="has other columns than the format"):
+            read_all(RewardCache(folder))
 
     def test_another_type(self, folder: Path, table: pa.Table) -> None:
         values = pa.array([np.zeros(1, np.float64)] * len(table), pa.list_(pa.float64()))

@@ -134,6 +134,7 @@ class TestYaml:
             (b"a: " + b"[" * 10_000, "not valid YAML"),
             (b"x: !!python/object/apply:os.getcwd []", "not valid YAML"),
             (b"x: &a 2020-99-99", "not valid YAML"),
+            (b'x: "\\Ufffffff0"', "not valid YAML"),
         ],
     )
     def test_anything_else_is_refused(self, content: bytes, says: str, path: Path) -> None:
