@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import StorageError, UsageError
+from ..errors import CacheError, StorageError, UsageError
 from .storage import open_url
 from .store import PROBE, Answer, Store, Write
 
@@ -157,7 +157,7 @@ class ObjectStore(Store):
         while True:
             try:
                 answer = request()
-            except FileNotFoundError:
+            except (FileNotFoundError, CacheError):  # answers as well
                 self._has_answered = True
                 raise
             except Exception as error:

@@ -4,8 +4,8 @@ writer wins. On disks `files` sees to that, elsewhere `object_store`.
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..errors import CacheError
 from . import files
 from .addresses import is_url
 
@@ -126,12 +127,38 @@ class StoredFile:
         return self.store.read(self.path)
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
-        """A Parquet file's rows."""
-        return self.store.read_with(self.path, lambda source: pq.read_table(source, columns=columns))
+        """A Parquet file's rows. Raises CacheError where it is damaged."""
+
+        def read(source: Any) -> pa.Table:
+            with self._damage_named():
+                return pq.read_table(source, columns=columns, page_checksum_verification=True)
+
+        return self.store.read_with(self.path, read)
 
     def rows(self) -> int:
-        """The number of rows of a Parquet file."""
-        return self.store.read_with(self.path, lambda source: int(pq.read_metadata(source).num_rows))
+        """The number of rows of a Parquet file. Raises CacheError where it is damaged."""
+
+        def count(source: Any) -> int:
+            with self._damage_named():
+                return int(pq.read_metadata(source).num_rows)
+
+        return self.store.read_with(self.path, count)
+
+    def parsed(self, content: bytes, parse: Callable[[bytes], Answer]) -> Answer:
+        """What `parse` makes of the file's content. Raises CacheError where that is damaged."""
+        with self._damage_named():
+            return parse(content)
+
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # not there, or the disk's; Arrow's own have no number
+            raise CacheError(
+                f"{self} is damaged", fix="restore it from a copy, or score again into another --output"
+            ) from error
 
     def size_and_sha256(self) -> tuple[int, str]:
         """Its bytes: how many, and their hexadecimal SHA-256."""

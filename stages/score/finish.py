@@ -36,7 +36,10 @@ def finished_shards(folder: OutputFolder, shards: Sequence[int], count: int) -> 
     """As `finished_shard`, the notes read together."""
     notes = folder.contents([folder.entry(shard) for shard in shards])
     for shard, note in zip(shards, notes, strict=True):
-        yield FinishedShard.model_validate_json(note) if note else _note_finished(folder, shard, count)
+        if note is None:
+            yield _note_finished(folder, shard, count)
+        else:
+            yield folder.entry(shard).parsed(note, FinishedShard.model_validate_json)
 
 
 def publish_manifest(plan: ScorePlan, prepared: Prepared, folder: OutputFolder) -> Manifest:

@@ -105,7 +105,7 @@ class OutputFolder:
     def shard_count(self) -> int | None:
         """The number of shards, None before the set was read to its end."""
         (content,) = self.contents([self._shards])
-        return None if content is None else int(json.loads(content))
+        return None if content is None else self._shards.parsed(content, int)
 
     def set_shard_count(self, count: int) -> None:
         """Notes the number of shards."""
@@ -172,8 +172,7 @@ class OutputFolder:
 
     def _their_settings(self) -> Fingerprint | None:
         (content,) = self.contents([self._settings])
-        theirs: Fingerprint | None = None if content is None else json.loads(content)
-        return theirs
+        return None if content is None else self._settings.parsed(content, _mapping)
 
     def _holds_something_else(self) -> bool:
         try:
@@ -226,6 +225,13 @@ class OutputFolder:
                 f"--output {self} was made with other settings: {differences}",
                 fix="use the same settings, or another --output",
             )
+
+
+def _mapping(content: bytes) -> Fingerprint:
+    mapping = json.loads(content)
+    if not isinstance(mapping, dict):
+        raise ValueError("no mapping")
+    return mapping
 
 
 def _begun(shard: int) -> str:

@@ -78,7 +78,7 @@ def read_records(folder: OutputFolder) -> Iterator[ShardRecord]:
         for file, content in zip(files, folder.contents(files), strict=True):
             if content is None:
                 raise FileNotFoundError(str(file))
-            yield ShardRecord.model_validate_json(content)
+            yield file.parsed(content, ShardRecord.model_validate_json)
 
 
 def count_duplicates(folder: OutputFolder, pairs: int) -> int:

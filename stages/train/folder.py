@@ -111,11 +111,13 @@ class RunFolder:
             )
 
     def _their_options(self) -> dict[str, Any]:
-        problem = "no mapping of options"
+        options, problem = None, "no mapping of options"
         try:
             options = parse_yaml(self._config_file.read_bytes())
+        except FileNotFoundError:
+            problem = "missing"
         except ValueError as error:
-            options, problem = None, str(error)
+            problem = str(error)
         if not isinstance(options, dict):
             raise TrainingError(f"{self._config_file} is {problem}", fix="restore it, or name another --output")
         return options
@@ -193,8 +195,15 @@ class RunFolder:
         sync(self.path)
 
     def read_record(self) -> dict[str, Any]:
-        """run.json: identity, `finished`, and then the `summary`."""
-        record: dict[str, Any] = json.loads(self._run.read_text())
+        """run.json: identity, `finished`, and then the `summary`. Raises TrainingError where it is damaged."""
+        try:
+            record: dict[str, Any] = json.loads(self._run.read_bytes())
+            if not isinstance(record["identity"] | {}, dict) or not isinstance(record["finished"], bool):
+                raise ValueError("other values than it had")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise TrainingError(
+                f"{self._run} is damaged ({error})", fix="restore it, or name another --output"
+            ) from error
         return record
 
     def finish(self, summary: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.files import replace, sync
+from ...errors import TrainingError
 
 
 class JsonLines:
@@ -19,10 +20,22 @@ class JsonLines:
             file.write(json.dumps(record) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines; a last one that was cut by a kill is left out."""
+        """All lines; a last one that was cut by a kill is left out. Raises TrainingError where one is damaged."""
         if not self._path.is_file():
             return []
-        return [json.loads(line) for line in self._path.read_text().split("\n")[:-1]]
+        lines = self._path.read_bytes().split(b"\n")[:-1]
+        return [self._record(line, number) for number, line in enumerate(lines, 1)]
+
+    def _record(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            record: dict[str, Any] = json.loads(line)
+            if not isinstance(record["step"], int):
+                raise ValueError("the step is no number")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise TrainingError(
+                f"{self._path}, line {number} is damaged", fix="mend or remove the line, or name another --output"
+            ) from error
+        return record
 
     def cut(self, step: int) -> None:
         """Keeps the lines up to `step`; none for step 0, which is evaluated again."""

@@ -106,3 +106,27 @@ def test_a_shard_of_another_run(copy: Path, scoring: Scoring, tmp_path: Path) ->
     assert done.wait() == [0], done.output
     shutil.copy(other / FIRST, copy / FIRST)
     assert FIRST in found(copy)
+
+
+def test_files_of_an_unfinished_run(scoring: Scoring, tmp_path: Path, tried: Tried) -> None:
+    """One line names the file, or the file is not needed and the cache is the undisturbed run's."""
+    half = tmp_path / "half"
+    assert scoring.start(half, "--worker", "0/2").wait() == [0]
+    damages = 0
+    for name in sorted(path.relative_to(half) for path in half.rglob("*") if path.is_file()):
+        content = (half / name).read_bytes()
+        middle = len(content) // 2
+        for damaged in (b"", content[:middle], content[:middle] + b"\xff\xff\xff" + content[middle + 3 :]):
+            output = shutil.copytree(half, tmp_path / "cache")
+            (output / name).write_bytes(damaged)
+            scoring.log.write_text("")
+            done = scoring.start(output)
+            assert done.wait() in ([0], [1]), done.output
+            if done.processes[0].exitcode:
+                assert f"{output / name} is damaged" in done.output
+                assert "Traceback" not in done.output
+            else:
+                scoring.require_whole(output)
+            shutil.rmtree(output)
+            damages += 1
+    tried("damaged files of unfinished runs", damages)

@@ -681,6 +681,21 @@ class TestOutput:
         )
         assert bytes_of(output) == before
 
+    def test_a_run_whose_own_records_are_damaged(
+        self, refused: Refused, ok: Cli, models: Models, cache: Path, output: Path
+    ) -> None:
+        command = ["train", "--cache", cache, "--model", models.reference, "--output", output, "--max-steps", 1]
+        ok(*command)
+        for name in ("config.yaml", "run.json"):
+            content = (output / name).read_bytes()
+            for damage in (b"[1", b"- 3\n", b"\xff", b""):
+                (output / name).write_bytes(damage)
+                refused(*command, code=1, says=[str(output / name), "another --output"])
+            (output / name).unlink()
+            refused(*command, code=1, says=[str(output)])
+            (output / name).write_bytes(content)
+        assert "finished already" in ok(*command).stderr
+
     def test_training_into_something_else(self, refused: Refused, models: Models, cache: Path, output: Path) -> None:
         output.mkdir()
         write(output / "notes.txt", "mine")
