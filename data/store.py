@@ -153,9 +153,11 @@ class StoredFile:
     def _damage_named(self) -> Iterator[None]:
         try:
             yield
+        except FileNotFoundError:
+            raise
         except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # not there, or the disk's; Arrow's own have no number
+                raise  # the disk's; Arrow's own have no number
             raise CacheError(
                 f"{self} is damaged", fix="restore it from a copy, or score again into another --output"
             ) from error
