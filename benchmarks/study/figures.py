@@ -32,7 +32,7 @@ def curves_by_alpha(curves: pd.DataFrame, file: Path) -> None:
         label = f"TGDPO, alpha {alpha:g}" if alpha else "DPO"
         for axes, column in zip(panels, means.columns, strict=True):
             axes.plot(means.index, means[column], label=label)
-    for axes, name in zip(panels, ("loss", "accuracy on training pairs"), strict=True):
+    for axes, name in zip(panels, ("training loss", "training accuracy"), strict=True):
         axes.set(xlabel="step", ylabel=f"{name}, mean of five steps")
     panels[0].legend(fontsize=8)
     _save(figure, file)
