@@ -34,6 +34,12 @@ def wins(frame: pd.DataFrame) -> pd.Series:
     return 50.0 * (1 + np.sign(frame.score - frame.base_score))
 
 
+def minus(frame: pd.DataFrame, other: pd.DataFrame) -> str:
+    """The mean difference of two settings' scores over the same prompts and seeds, which is surer than either mean."""
+    pairs = frame.merge(other[["prompt", "seed", "score"]], on=["prompt", "seed"], suffixes=("", "_other"))
+    return "{:+.3f} ± {:.3f}".format(*interval(pairs.score - pairs.score_other, pairs.prompt))
+
+
 def distinct(texts: Iterable[str], n: int = 2) -> float:
     """Different n-grams of words as a share of all."""
     grams = [tuple(words[i : i + n]) for words in (text.split() for text in texts) for i in range(len(words) - n + 1)]
@@ -65,10 +71,12 @@ def methods(results: pd.DataFrame, base: pd.DataFrame) -> list[Row]:
     odd = base[base.prompt % 2 == 1].assign(base_score=lambda frame: frame.score)
     rows = [{"method": "base", "learning rate": ""} | summary(odd) | {"win rate vs base, %": "", "sd over seeds": ""}]
     main = selected(results[results.part == "main"])
+    dpo = main[main.method == "dpo"]
     for (method, guide, alpha), frame in main.groupby(["method", "guide", "alpha"], sort=False):
         if method != "tgdpo" or alpha == 0.5:
             rate = f"{frame.learning_rate.iloc[0]:g}"
-            rows.append({"method": _label(method, guide, alpha), "learning rate": rate} | summary(frame))
+            row = {"method": _label(method, guide, alpha), "learning rate": rate} | summary(frame)
+            rows.append(row | {"score minus DPO's": "" if method == "dpo" else minus(frame, dpo)})
     return rows
 
 
@@ -91,16 +99,16 @@ def convergence(results: pd.DataFrame, curves: pd.DataFrame) -> list[Row]:
 def alphas(results: pd.DataFrame, curves: pd.DataFrame) -> list[Row]:
     """Table 3: TGDPO by guide and alpha."""
     rows = []
-    for (guide, alpha), frame in selected(
-        results[(results.part == "main") & (results.method == "tgdpo")]
-    ).groupby(["guide", "alpha"]):  # fmt: skip
+    main = selected(results[results.part == "main"])
+    dpo = main[main.method == "dpo"]
+    for (guide, alpha), frame in main[main.method == "tgdpo"].groupby(["guide", "alpha"]):
         rate = frame.learning_rate.iloc[0]
         own = curves[(curves.part == "main") & (curves.method == "tgdpo") & (curves.guide == guide)
                      & (curves.alpha == alpha) & (curves.learning_rate == rate)]  # fmt: skip
         last = own.sort_values("step").groupby("seed").tail(1)
         row = {"guide": guide, "alpha": f"{alpha:g}", "learning rate": f"{rate:g}"}
         row |= {"last loss": f"{last.loss.mean():.3f}", "f below 0, %": f"{100 * own['f/negative'].mean():.1f}"}
-        rows.append(row | summary(frame))
+        rows.append(row | summary(frame) | {"score minus DPO's": minus(frame, dpo)})
     return rows
 
 

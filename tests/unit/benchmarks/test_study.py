@@ -46,6 +46,13 @@ def test_answers_to_one_prompt_are_no_further_evidence() -> None:
     assert once == pytest.approx((0.5, 1.96 * np.sqrt(0.25 * 100 / 99) / 10))
 
 
+def test_a_difference_is_taken_prompt_by_prompt() -> None:
+    """Prompts may be as different as they like: what one setting is always better by has no interval."""
+    scores = np.arange(10.0)
+    some, other = frame(prompt=range(10), score=scores + 0.25), frame(prompt=range(9, -1, -1), score=scores[::-1])
+    assert import_module("tables").minus(some, other) == "+0.250 ± 0.000"
+
+
 def test_equal_scores_are_half_a_win() -> None:
     found = import_module("tables").wins(frame(prompt=[0, 1, 2], score=[0.5, 0.0, -0.5]))
     assert found.tolist() == [100, 50, 0]
