@@ -126,6 +126,6 @@ def guides(results: pd.DataFrame) -> list[Row]:
 
 def markdown(rows: list[Row]) -> str:
     """A table, without columns that are empty."""
-    names = list(dict.fromkeys(name for row in rows for name, value in row.items() if value))
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) for row in rows)]
     lines = [names, ["---"] * len(names), *([row.get(name, "") for name in names] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
