@@ -5,6 +5,7 @@ As with torchrun, each of several processes finds its rank in the environment.
 
 import os
 import random
+import signal
 import socket
 import sys
 import time
@@ -103,6 +104,8 @@ def _run(words: list[str], environment: dict[str, str], log: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    # A shell's background jobs ignore Ctrl-C, and what they start does too: tests may be one of those.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import torch
 
     from tgdpo import cli
