@@ -107,6 +107,14 @@ class OutputFolder:
         (content,) = self.contents([self._shards])
         return None if content is None else self._shards.parsed(content, int)
 
+    def all_shards(self) -> range:
+        """The numbers of all shards. Raises FileNotFoundError where their count is not there: not yet, or, since another
+        worker has ended the run, no more."""
+        count = self.shard_count()
+        if count is None:
+            raise FileNotFoundError(str(self._shards))
+        return range(count)
+
     def set_shard_count(self, count: int) -> None:
         """Notes the number of shards."""
         self._shards.publish(lambda path: path.write_text(f"{count}\n"))

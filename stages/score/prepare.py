@@ -72,7 +72,7 @@ def read_prepared(folder: OutputFolder) -> Prepared:
 
 def read_records(folder: OutputFolder) -> Iterator[ShardRecord]:
     """What the preparation of each shard found. Raises FileNotFoundError where one is not there."""
-    shards = range(folder.shard_count() or 0)
+    shards = folder.all_shards()
     for start in shards[::RECORDS_AT_ONCE]:
         files = [folder.record(shard) for shard in shards[start : start + RECORDS_AT_ONCE]]
         for file, content in zip(files, folder.contents(files), strict=True):
@@ -87,7 +87,7 @@ def count_duplicates(folder: OutputFolder, pairs: int) -> int:
     They are told by 64-bit hashes; a range of the hashes at a time, so that memory does not grow with the set.
     """
     ranges = -(-pairs // HASHES_AT_ONCE)
-    shards = range(folder.shard_count() or 0)
+    shards = folder.all_shards()
     duplicates = 0
     for part in range(ranges):
         files = (folder.tokens(shard).table(["content_hash"])["content_hash"] for shard in shards)
