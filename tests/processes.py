@@ -104,8 +104,9 @@ def _run(words: list[str], environment: dict[str, str], log: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
-    # A shell's background jobs ignore Ctrl-C, and what they start does too: tests may be one of those.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Tests may be started in a shell's background, where Ctrl-C is ignored. Until the program begins, below, it ends
+    # the process.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     import torch
 
     from tgdpo import cli
@@ -116,6 +117,7 @@ def _run(words: list[str], environment: dict[str, str], log: str) -> None:
     torch.set_num_threads(1)
     console.stderr.quiet = not console.is_main_process()
     sys.argv = ["tgdpo", *words]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     cli.main()
 
 

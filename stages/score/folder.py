@@ -108,8 +108,8 @@ class OutputFolder:
         return None if content is None else self._shards.parsed(content, int)
 
     def all_shards(self) -> range:
-        """The numbers of all shards. Raises FileNotFoundError where their count is not there: not yet, or, since another
-        worker has ended the run, no more."""
+        """The numbers of all shards. Raises FileNotFoundError where their count is not there: not yet, or no more since
+        another worker has ended the run."""
         count = self.shard_count()
         if count is None:
             raise FileNotFoundError(str(self._shards))
