@@ -5,22 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from support import Models
 
-from tgdpo.stages.models import resolve
-from tgdpo.stages.score.engines import EngineSpec
 from tgdpo.stages.score.engines.vllm import VllmEngine
-
-
-@pytest.fixture
-def spec(models: Models) -> Any:
-    source = resolve(str(models.reference), "--reference")
-
-    def make(**changes: Any) -> EngineSpec:
-        values: dict[str, Any] = {"device": torch.device("cuda"), "batch_tokens": 8192, "longest": 100} | changes
-        return EngineSpec(source=source, dtype=torch.bfloat16, **values)
-
-    return make
 
 
 def test_the_environment_of_the_process(spec: Any, monkeypatch: pytest.MonkeyPatch) -> None:

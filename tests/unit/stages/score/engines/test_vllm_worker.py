@@ -6,13 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from support import Models
 
 from tgdpo.data.tokenization import PairIds
 from tgdpo.errors import UsageError
-from tgdpo.stages.models import resolve
-from tgdpo.stages.score.engines import EngineSpec
 from tgdpo.stages.score.engines.vllm_worker import (
     FLAT_BATCH_TOKENS,
     _requests,
@@ -81,17 +77,6 @@ def test_the_cache_is_read_where_its_blocks_end_before_the_response() -> None:
     assert not second(31, 1).may_read_cache(16)
     assert second(33, 14).may_read_cache(16)
     assert not second(33, 15).may_read_cache(16)
-
-
-@pytest.fixture
-def spec(models: Models) -> Any:
-    source = resolve(str(models.reference), "--reference")
-
-    def make(**changes: Any) -> EngineSpec:
-        values: dict[str, Any] = {"device": torch.device("cuda"), "batch_tokens": 8192, "longest": 100} | changes
-        return EngineSpec(source=source, dtype=torch.bfloat16, **values)
-
-    return make
 
 
 def test_arguments_fit_the_data_and_the_route(spec: Any) -> None:
