@@ -5,6 +5,7 @@ there: the first writer wins, as on a disk. The store's answer may be lost; whoe
 own file, and finds that out by comparing the content.
 """
 
+import errno
 import hashlib
 import secrets
 import tempfile
@@ -125,6 +126,20 @@ class ObjectStore(Store):
         with suppress(*([StorageError] if ignore_errors else [])):
             self.remove([f"{name}/{each}".lstrip("/") for each in self.names(name)])
 
+    def upload(self, path: Path, name: str) -> None:
+        """Makes or replaces a file with what lies at `path`, however large. Raises as `publish`."""
+        with self._no_bucket_named(name):
+            self._asked(name, "written", lambda: self._files.put_file(str(path), self._path(name)))
+
+    def download(self, name: str, path: Path) -> None:
+        """Makes `path` with the content of a file, however large. Raises FileNotFoundError."""
+        self._asked(name, "read", lambda: self._files.get_file(self._path(name), str(path)))
+
+    def remove_tree(self, name: str) -> None:
+        """Removes all that lies below a name."""
+        with suppress(FileNotFoundError):
+            self._asked(name, "removed", lambda: self._files.rm(self._path(name), recursive=True))
+
     def require_first_wins(self, folder: str) -> None:
         probe = self.file(f"{folder}/{PROBE}{secrets.token_hex(6)}")
         probe.publish(lambda path: path.write_text("first"))
@@ -151,6 +166,7 @@ class ObjectStore(Store):
 
         Raises:
             FileNotFoundError: there is no such file.
+            OSError: this machine's disk is full.
             StorageError: anything else that goes wrong.
         """
         pause, until = FIRST_PAUSE, time.monotonic() + PATIENCE
@@ -161,6 +177,8 @@ class ObjectStore(Store):
                 self._has_answered = True
                 raise
             except Exception as error:
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise
                 is_late = time.monotonic() + pause > until
                 if is_late or not self._has_answered or isinstance(error, _WILL_NOT_PASS):
                     raise self._error(name, done, error) from error

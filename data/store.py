@@ -41,7 +41,7 @@ class Store(ABC):
 
     def address(self, name: str) -> str:
         """Where a file lies, for people."""
-        return f"{self.location.rstrip('/')}/{name}"
+        return f"{self.location.rstrip('/')}/{name}".rstrip("/")
 
     @abstractmethod
     def publish(self, name: str, write: Write, *, mode: int = 0o644) -> bool:

@@ -34,13 +34,6 @@ class Settings(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def on_a_disk(output: str) -> str:
-    """The name of a folder to write to. Raises ValueError for a URL."""
-    if "://" in output:
-        raise ValueError("what is written goes to a folder; copy it there when it is finished")
-    return output
-
-
 def writable(output: str) -> str:
     """A folder, or a URL in a store that can be written to. Raises ValueError for another URL."""
     problem = why_not_writable(output) if is_url(output) else None

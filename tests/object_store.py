@@ -44,6 +44,7 @@ class Proxy:
         Handler.proxy = proxy
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
+        self._http.handle_error = lambda *_: None  # type: ignore[method-assign]  # a killed process hangs up
         Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
 
     @property

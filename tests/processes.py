@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -68,8 +69,16 @@ class Launch:
         return self.log.read_text()
 
 
-def launch(*arguments: object, processes: int = 1, log: Path, environment: dict[str, str] | None = None) -> Launch:
-    """Starts `tgdpo ARGUMENTS` as so many processes."""
+def launch(
+    *arguments: object,
+    processes: int = 1,
+    log: Path,
+    environment: dict[str, str] | None = None,
+    machines: Sequence[Path] = (),
+) -> Launch:
+    """Starts `tgdpo ARGUMENTS` as so many processes, or as one on each machine, which is known by its temporary folder
+    here."""
+    processes = len(machines) or processes
     words, port = list(map(str, arguments)), _free_port()
     log.touch()
     started = []
@@ -78,6 +87,8 @@ def launch(*arguments: object, processes: int = 1, log: Path, environment: dict[
         if processes > 1:
             settings |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
                          "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+        if machines:
+            settings |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "TMPDIR": str(machines[rank])}
         process = _CONTEXT.Process(target=_run, args=(words, settings, str(log)))
         process.start()
         started.append(process)
@@ -104,6 +115,7 @@ def _run(words: list[str], environment: dict[str, str], log: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    tempfile.tempdir = None  # it may be known from before
     # Tests may be started in a shell's background, where Ctrl-C is ignored. Until the program begins, below, it ends
     # the process.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...data.addresses import is_url
+from ...data.store import Store, open_store
 from ...errors import TrainingError
 from ..settings import parse_yaml
-from ..train.logs import JsonLines
+from ..train.logs import parse_lines
+from ..train.remote import CONFIG, METRICS, RECORD
 
 Record = dict[str, Any]
 
@@ -41,34 +44,39 @@ def numbers(record: Record) -> dict[str, float]:
 
 
 def read_runs(folders: list[str]) -> list[Run]:
-    """The runs in these folders.
+    """The runs in these folders or at these addresses.
 
     Raises:
         TrainingError: one holds no run, none that has logged anything, or a damaged one.
+        StorageError: an object store does not answer.
     """
-    paths = [Path(folder).expanduser() for folder in folders]
-    names = [path.resolve().name for path in paths]
+    stores = [open_store(folder.rstrip("/") if is_url(folder) else Path(folder)) for folder in folders]
+    names = [Path(store.location).resolve().name for store in stores]
     unique = len(set(names)) == len(names)
-    return [_read(path, name if unique else str(path)) for path, name in zip(paths, names, strict=True)]
+    return [
+        _read(store, name if unique else folder) for store, name, folder in zip(stores, names, folders, strict=True)
+    ]
 
 
-def _read(path: Path, name: str) -> Run:
-    record_file, metrics = path / "run.json", path / "metrics.jsonl"
-    if not record_file.is_file():
-        raise TrainingError(f"{path} holds no run", fix="name the --output folder of tgdpo train")
+def _read(store: Store, name: str) -> Run:
     try:
-        finished = json.loads(record_file.read_text())["finished"]
-        settings = parse_yaml((path / "config.yaml").read_bytes())
-        records = JsonLines(metrics).read()
-        if not isinstance(settings, dict) or not all(isinstance(each.get("step"), int) for each in records):
-            raise ValueError("a record without a step, or settings that are none")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        files = store.read_all([RECORD, CONFIG, METRICS])
+        if RECORD not in files:
+            raise TrainingError(f"{store} holds no run", fix="name the --output folder of tgdpo train")
+        finished = json.loads(files[RECORD])["finished"]
+        settings = parse_yaml(files.get(CONFIG, b""))
+        records = parse_lines(files.get(METRICS, b""), store.address(METRICS))
+        if not isinstance(settings, dict):
+            raise ValueError("settings that are none")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrainingError(
-            f"{path} is damaged ({reason})", fix="look at its run.json, config.yaml and metrics.jsonl"
+            f"{store} is damaged ({reason})", fix="look at its run.json, config.yaml and metrics.jsonl"
         ) from error
     if not records:
-        raise TrainingError(f"{path} has logged nothing yet", fix="wait for its first step, or look at what stopped it")
+        raise TrainingError(
+            f"{store} has logged nothing yet", fix="wait for its first step, or look at what stopped it"
+        )
     return Run(name=name, settings=settings, records=tuple(records), finished=bool(finished))
 
 

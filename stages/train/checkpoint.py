@@ -1,9 +1,8 @@
 """Checkpoints, whole or not there: written under a temporary name, the marker last, and renamed when all is on disk.
 
-The marker is trainer_state.json: the loop's own numbers, and the names and sizes of the other files.
+Those of a run in an object store are made the same way on this machine, and then put there.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -11,120 +10,148 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...data.files import sync
-from ...errors import TrainingError
+from .marker import State, digests, mark, problem_of
 from .parallel import Parallel
+from .remote import RemoteRun
 
-STATE_VERSION = 2
-MARKER = "trainer_state.json"
 _NAME = "step-"
 
 
 class Found(NamedTuple):
-    """The newest whole checkpoint, and those newer that are not whole: name and reason."""
+    """The newest whole checkpoint's step, and those newer that are not whole: name and reason."""
 
-    newest: Path | None
+    step: int
+    """0 where there is none."""
     skipped: list[str]
 
 
-def find_checkpoint(folder: Path) -> Found:
-    """The newest checkpoint in `folder` that is whole."""
-    skipped: list[str] = []
-    for path in reversed(_checkpoints(folder)):
-        problem = problem_of(path)
-        if problem is None:
-            return Found(path, skipped)
-        skipped.append(f"{path.name} ({problem})")
-    return Found(None, skipped)
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob(f"{_NAME}*") if step_of(path) >= 0), key=step_of)
-
-
-def problem_of(path: Path) -> str | None:
-    """Why a checkpoint is not whole, or None. Raises TrainingError for one of another version."""
-    try:
-        files: dict[str, int] = read_state(path)["files"]
-    except FileNotFoundError:
-        return f"it has no {MARKER}"
-    except (ValueError, KeyError, TypeError):
-        return f"its {MARKER} is damaged"
-    for name, size in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes, not {size}"
-    return None
-
-
-def step_of(path: Path) -> int:
-    """N of step-N; -1 of any other name."""
-    number = path.name.removeprefix(_NAME)
-    return int(number) if number.isdecimal() else -1
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The marker's content. Raises TrainingError for another version, ValueError where it is no JSON object."""
-    state = json.loads((checkpoint / MARKER).read_text())
-    if not isinstance(state, dict):
-        raise ValueError("no object")
-    if state.get("state_version") != STATE_VERSION:
-        raise TrainingError(
-            f"{checkpoint} has state version {state.get('state_version')}, this tgdpo reads {STATE_VERSION}",
-            fix="use the tgdpo that wrote it, or start in another --output",
-        )
-    return state
-
-
-def save_checkpoint(
-    folder: Path, step: int, *, write: Callable[[Path], dict[str, Any]], parallel: Parallel, keep: int
-) -> None:
-    """Makes `folder/step-N` and removes all but the newest `keep`. All processes must call it.
+class Checkpoints:
+    """The checkpoints of a run.
 
     Args:
-        write: writes weights and optimizer into the folder it gets, and returns the JSON values of the loop.
+        folder: holds them on this machine, as step-N.
+        remote: the run in an object store, if it is in one. Then the folder holds what is on its way there or back.
     """
-    temporary, final = folder / f".{_NAME}{step}.tmp", folder / f"{_NAME}{step}"
-    if parallel.is_main:
-        remove_leftovers(folder)
-        temporary.mkdir(parents=True)
-    parallel.wait()
-    state = write(temporary)
-    parallel.wait()
-    if parallel.is_main:
-        _mark(temporary, state)
-        _remove(final)
-        os.rename(temporary, final)
-        sync(folder)
-        _remove_others(folder, step, keep)
+
+    def __init__(self, folder: Path, remote: RemoteRun | None) -> None:
+        self._folder = folder
+        self._remote = remote
+
+    def path(self, step: int) -> Path:
+        """The folder of a checkpoint."""
+        return self._folder / f"{_NAME}{step}"
+
+    def exist(self) -> bool:
+        """Whether there are any, whole or not."""
+        return bool(self._here() or self._there())
+
+    def newest(self) -> Found:
+        """The newest whole one, which then is in the folder and, of a run in a store, in the store."""
+        self.remove_leftovers()
+        skipped: list[str] = []
+        for step in sorted(self._here() | self._there(), reverse=True):
+            problem = self._brought(step)
+            if problem is None:
+                return Found(step, skipped)
+            skipped.append(f"{self.path(step).name} ({problem})")
+        return Found(0, skipped)
+
+    def _brought(self, step: int) -> str | None:
+        """Sees to a checkpoint being here and there; why it is not whole, or None."""
+        problem = problem_of(self.path(step))
+        if self._remote is None:
+            return problem
+        if problem:
+            return self.fetch(step)
+        if not self._remote.has_marker(self.path(step).name):
+            self._put(step, is_main=True)
+        return None
+
+    def fetch(self, step: int) -> str | None:
+        """Brings a checkpoint here from the store; why it is not whole, or None."""
+        if self._remote:
+            self._remote.fetch_checkpoint(self.path(step).name)
+        return problem_of(self.path(step))
+
+    def is_ahead(self) -> bool:
+        """Whether this machine has one that the store did not get."""
+        return max(self._here(), default=0) > max(self._there(), default=0)
+
+    def _here(self) -> set[int]:
+        return _steps({path.name for path in self._folder.glob(f"{_NAME}*")})
+
+    def _there(self) -> set[int]:
+        return _steps(self._remote.checkpoint_names()) if self._remote else set()
+
+    def save(self, step: int, *, write: Callable[[Path], dict[str, Any]], parallel: Parallel, keep: int) -> None:
+        """Makes the checkpoint of a step and removes all but the newest `keep`. All processes must call it.
+
+        Args:
+            write: writes weights and optimizer into the folder it gets, and returns the JSON values of the loop.
+        """
+        temporary, final = self._folder / f".{_NAME}{step}.tmp", self.path(step)
+        # Machines share the folder of a run on a disk, and each has its own for a run in a store.
+        is_writer = parallel.is_main or (self._remote is not None and parallel.is_first_of_machine)
+        if is_writer:
+            self.remove_leftovers()
+            temporary.mkdir(parents=True)
+        parallel.wait()
+        values = write(temporary)
+        parallel.wait()
+        files = parallel.union(digests(temporary) if is_writer else {})
+        if parallel.is_main:
+            mark(temporary, State(values, files))
+        if is_writer:
+            _remove(final)
+            os.rename(temporary, final)
+            sync(self._folder)
+        if self._remote:
+            self._put_from_all(step, parallel, is_writer=is_writer)
+        if is_writer:
+            self._remove_others(step, keep, is_main=parallel.is_main)
+
+    def _put_from_all(self, step: int, parallel: Parallel, *, is_writer: bool) -> None:
+        """Puts what each machine has of a checkpoint, and then the marker."""
+        assert self._remote
+        if parallel.is_main and step in self._there():
+            self._remote.remove_checkpoint(self.path(step).name)  # it was not whole, or is of a lost part of the run
+        parallel.wait()
+        if is_writer and not parallel.is_main:
+            self._put(step, is_main=False)
+        parallel.wait()
+        if parallel.is_main:
+            self._put(step, is_main=True)
+
+    def _put(self, step: int, *, is_main: bool) -> None:
+        assert self._remote
+        self._remote.put_files(self.path(step).name)
+        if is_main:
+            self._remote.put_marker(self.path(step).name)
+
+    def remove_leftovers(self) -> None:
+        """Removes what killed runs left here: checkpoints half written or half removed."""
+        for leftover in self._folder.glob(f".{_NAME}*.tmp"):
+            shutil.rmtree(leftover)
+
+    def _remove_others(self, step: int, keep: int, *, is_main: bool) -> None:
+        if self._remote and is_main:
+            for other in _others(self._there(), step, keep):
+                self._remote.remove_checkpoint(self.path(other).name)
+        for other in self._here() if self._remote else _others(self._here(), step, keep):
+            _remove(self.path(other))
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what killed runs left: checkpoints half written or half removed."""
-    for leftover in folder.glob(f".{_NAME}*.tmp"):
-        shutil.rmtree(leftover)
+def _steps(names: set[str]) -> set[int]:
+    """N of every step-N."""
+    numbers = (name.removeprefix(_NAME) for name in names if name.startswith(_NAME))
+    return {int(number) for number in numbers if number.isdecimal()}
 
 
-def _remove_others(folder: Path, step: int, keep: int) -> None:
+def _others(steps: set[int], step: int, keep: int) -> set[int]:
+    """Those to remove once the checkpoint of `step` is there."""
     # One of a later step was skipped when this run went on from an earlier one: it is not whole.
-    later = [path for path in _checkpoints(folder) if step_of(path) > step]
-    older = [path for path in _checkpoints(folder) if step_of(path) <= step][:-keep]
-    for path in later + older:
-        _remove(path)
-
-
-def _mark(folder: Path, state: dict[str, Any]) -> None:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in paths:
-        sync(path)
-    files = {str(path.relative_to(folder)): path.stat().st_size for path in paths}
-    marker = folder / MARKER
-    content = {"state_version": STATE_VERSION} | state | {"files": files}
-    # A learning rate may be a tensor.
-    marker.write_text(json.dumps(content, indent=1, default=float))
-    for path in (marker, *(path for path in folder.rglob("*") if path.is_dir()), folder):
-        sync(path)
+    later = {other for other in steps if other > step}
+    return later | set(sorted(steps - later)[:-keep])
 
 
 def _remove(path: Path) -> None:

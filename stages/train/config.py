@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from ..settings import Settings, on_a_disk, option
+from ..settings import Settings, option, writable
 from .losses import LOSS_OPTIONS, LOSSES
 
 IN_OUT, LOSS, OPTIMIZER, BATCH, LORA, LOGGING, HUB = (
@@ -26,7 +26,8 @@ class TrainConfig(Settings):
     model: str = option(IN_OUT)
     """The policy to start from, normally the reference: a folder or hub name, NAME@REVISION for a revision."""
     output: str = option(IN_OUT)
-    """Folder of the run: the trained model, checkpoints, metrics, configuration."""
+    """Folder of the run, or its address in an object store (s3://bucket/run): the trained model, checkpoints, metrics,
+    configuration."""
     resume: str = option(IN_OUT, "auto", min_length=1)
     """auto goes on from the newest checkpoint in the output folder; never refuses a folder that holds a run; the folder
     of a checkpoint goes on from there, in an output folder of its own where you like."""
@@ -196,7 +197,7 @@ class TrainConfig(Settings):
     hub_private_repo: bool = option(HUB, False)
     """Make the repository private where it is made."""
 
-    _folder = field_validator("output")(on_a_disk)
+    _folder = field_validator("output")(writable)
 
     @field_validator("report_to")
     @classmethod

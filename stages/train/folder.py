@@ -1,4 +1,4 @@
-"""The run folder: whose it is, how far it came, its metrics.
+"""The run folder: whose it is, how far it came, its metrics. Of a run in an object store it is a copy (see remote.py).
 
 OUTPUT/config.yaml         the resolved configuration
 OUTPUT/metrics.jsonl       one object per logged step
@@ -11,21 +11,24 @@ OUTPUT/run.json            cache and model it was made from; with `finished` wri
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from ...data.addresses import is_url
 from ...data.files import remove_temporaries, replace, sync
 from ...data.manifest import differing_fields
 from ...errors import TrainingError
 from ..console import log, warn
 from ..settings import parse_yaml
-from .checkpoint import find_checkpoint, problem_of, read_state, remove_leftovers, step_of
+from .checkpoint import Checkpoints
 from .config import TrainConfig
-from .logs import JsonLines
-
-FINISHED = 2**62
-"""What `RunFolder.claim` gives for a run that is finished."""
+from .logs import JsonLines, parse_lines
+from .marker import problem_of, read_state
+from .parallel import Parallel
+from .remote import CHECKPOINTS, CONFIG, METRICS, PAIRS, RECORD, RemoteRun, working_folder
 
 # What may change between two starts of one run: it does not decide the result.
 _FREE_FIELDS = (
@@ -53,61 +56,97 @@ _FREE_FIELDS = (
 )
 
 
+class Start(NamedTuple):
+    """How a run starts."""
+
+    step: int = 0
+    """The step of the checkpoint that it goes on from; 0 without."""
+    is_own: bool = True
+    """Whether that checkpoint is the run's own, and not one that --resume names."""
+    summary: dict[str, Any] | None = None
+    """The last metrics of a run that is finished; None of one that is not."""
+
+
 class RunFolder:
     """Paths and records of one training run. Only the main process may call what writes.
 
     Args:
-        config: its `output` is the folder.
+        config: its `output` is the folder, or the address of a run in an object store.
+
+    Raises:
+        UsageError: the address cannot be opened.
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self.path = Path(config.output).expanduser()
-        self.checkpoints = self.path / "checkpoints"
+        self.path = working_folder(config.output)
+        self.output: Path | str = config.output if is_url(config.output) else self.path
+        self._remote = RemoteRun(config.output, self.path) if is_url(config.output) else None
+        self.checkpoints = Checkpoints(self.path / CHECKPOINTS, self._remote)
         self._config = config
         self._identity: dict[str, Any] = {}
-        self._run = self.path / "run.json"
-        self._config_file = self.path / "config.yaml"
-        self._metrics = JsonLines(self.path / "metrics.jsonl")
-        self._pairs = JsonLines(self.path / "pairs.jsonl")
+        self._id = uuid.uuid4().hex
+        self._run = self.path / RECORD
+        self._config_file = self.path / CONFIG
+        self._metrics = JsonLines(self.path / METRICS, self._address(METRICS))
+        self._pairs = JsonLines(self.path / PAIRS, self._address(PAIRS))
+
+    def _address(self, name: str) -> str:
+        """Where a file lies, for people."""
+        return f"{self.output}/{name}"
 
     # Whose it is
 
-    def claim(self, identity: dict[str, Any]) -> int:
+    def claim(self, identity: dict[str, Any]) -> Start:
         """Makes the folder this run's, or goes on in it. A run that has not trained a step yet is started over.
 
         Args:
             identity: what the run is made from: hashes of cache and model.
 
-        Returns:
-            The step to go on from (see `checkpoint`), 0 to start, or FINISHED.
-
         Raises:
             TrainingError: the folder holds another run, or something else.
         """
         self._identity = identity
+        if self._remote:
+            self._follow(self._remote)
         remove_temporaries(self.path)
         if self._run.is_file():
             record = self.read_record()
             if record["finished"] or self._has_trained():
                 self._require_same(record)
-                return FINISHED if record["finished"] else self._newest_step()
-        elif self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
-            raise TrainingError(f"--output {self.path} exists and holds no run", fix="name a new or an empty folder")
-        step = self._newest_step()
+                self._id = record.get("id", self._id)
+                return Start(summary=record["summary"]) if record["finished"] else self._newest()
+        elif self._holds_something_else():
+            raise TrainingError(f"--output {self.output} exists and holds no run", fix="name a new or an empty folder")
+        start = self._newest()
         self.path.mkdir(parents=True, exist_ok=True)
         # The record first: a run that is killed between the two has trained nothing, and is known as one to start over.
         self._write_record(finished=False)
         replace(self._config_file, lambda path: path.write_text(self._config.to_yaml()))
-        return step
+        if self._remote:
+            self._remote.put_logs()
+        return start
+
+    def _follow(self, remote: RemoteRun) -> None:
+        """Makes the folder what the store has, unless it is further in the same run."""
+        ours, theirs = _id_of(self._run.read_bytes() if self._run.is_file() else None), _id_of(remote.read(RECORD))
+        if ours is None or ours != theirs:
+            shutil.rmtree(self.path, ignore_errors=True)
+        if not self.checkpoints.is_ahead():
+            remote.fetch_logs()
+
+    def _holds_something_else(self) -> bool:
+        if self._remote:
+            return self._remote.holds_anything()
+        return self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir()))
 
     def _has_trained(self) -> bool:
-        return any(self.checkpoints.glob("step-*")) or any(record["step"] > 0 for record in self._metrics.read())
+        return self.checkpoints.exist() or any(record["step"] > 0 for record in self._metrics.read())
 
     def _require_same(self, record: dict[str, Any]) -> None:
-        self._require_settings(self._their_options() | record["identity"], f"--output {self.path} holds a run")
+        self._require_settings(self._their_options() | record["identity"], f"--output {self.output} holds a run")
         if self._config.resume == "never":
             raise TrainingError(
-                f"--output {self.path} holds a run already and --resume is never", fix="name another --output"
+                f"--output {self.output} holds a run already and --resume is never", fix="name another --output"
             )
 
     def _their_options(self) -> dict[str, Any]:
@@ -119,7 +158,7 @@ class RunFolder:
         except ValueError as error:
             problem = str(error)
         if not isinstance(options, dict):
-            raise TrainingError(f"{self._config_file} is {problem}", fix="restore it, or name another --output")
+            raise TrainingError(f"{self._address(CONFIG)} is {problem}", fix="restore it, or name another --output")
         return options
 
     def _require_settings(self, theirs: dict[str, Any], whose: str) -> None:
@@ -145,36 +184,46 @@ class RunFolder:
         resume = self._config.resume
         return None if resume in ("auto", "never") else Path(resume).expanduser()
 
-    def checkpoint(self, step: int) -> Path | None:
-        """The checkpoint to go on from at `step`; None for step 0."""
-        own = self.checkpoints / f"step-{step}"
-        if step == 0:
+    def checkpoint(self, start: Start, parallel: Parallel) -> Path | None:
+        """The checkpoint to go on from; None for a run that starts. All processes must call it."""
+        if start.step == 0:
             return None
-        return own if problem_of(own) is None else self._named_checkpoint
+        if not start.is_own:
+            return self._named_checkpoint
+        if self._remote and parallel.is_first_of_machine and not parallel.is_main:
+            problem = self.checkpoints.fetch(start.step)
+            if problem:
+                raise TrainingError(f"checkpoint step-{start.step} is not whole: {problem}", fix="start again")
+        parallel.wait()
+        return self.checkpoints.path(start.step)
 
-    def _newest_step(self) -> int:
-        remove_leftovers(self.checkpoints)
-        found = find_checkpoint(self.checkpoints)
+    def _newest(self) -> Start:
+        found = self.checkpoints.newest()
         for skipped in found.skipped:
             warn(f"checkpoint {skipped} is skipped: it is not whole")
-        own = step_of(found.newest) if found.newest else 0
         named = self._named_checkpoint
         if named is None:
-            return own
+            return Start(found.step)
         step = self._step_of_named(named)
-        if own >= step:
-            log(f"{self.path} holds step {own} already, so it goes on from there")
-        return max(own, step)
+        if found.step >= step:
+            log(f"{self.output} holds step {found.step} already, so it goes on from there")
+            return Start(found.step)
+        return Start(step, is_own=False)
 
     def _step_of_named(self, named: Path) -> int:
+        if is_url(self._config.resume):
+            raise TrainingError(
+                f"--resume {self._config.resume} is no folder",
+                fix="copy the checkpoint to one; in one --output, the same command goes on by itself",
+            )
         if not named.is_dir():
             raise TrainingError(f"--resume {named}: no such folder", fix="name a checkpoint, RUN/checkpoints/step-N")
         problem = problem_of(named)
         if problem:
             raise TrainingError(f"--resume {named} is no whole checkpoint: {problem}", fix="name another")
-        state = read_state(named)
-        self._require_settings(state["settings"], f"--resume {named} is of a run")
-        return int(state["step"])
+        values = read_state(named).values
+        self._require_settings(values["settings"], f"--resume {named} is of a run")
+        return int(values["step"])
 
     # What it leaves
 
@@ -195,26 +244,47 @@ class RunFolder:
         sync(self.path)
 
     def read_record(self) -> dict[str, Any]:
-        """run.json: identity, `finished`, and then the `summary`. Raises TrainingError where it is damaged."""
+        """run.json: identity, `id`, `finished`, and then the `summary`. Raises TrainingError where it is damaged."""
         try:
             record: dict[str, Any] = json.loads(self._run.read_bytes())
-            if not isinstance(record["identity"] | {}, dict) or not isinstance(record["finished"], bool):
+            if not isinstance(record["identity"], dict) or not isinstance(record["finished"], bool):
                 raise ValueError("other values than it had")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise TrainingError(
-                f"{self._run} is damaged ({error})", fix="restore it, or name another --output"
+                f"{self._address(RECORD)} is damaged ({error})", fix="restore it, or name another --output"
             ) from error
         return record
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Marks the run as finished."""
+        if self._remote:
+            self._remote.put_run()
         self._write_record(finished=True, summary=summary)
 
     def _write_record(self, **values: Any) -> None:
-        content = json.dumps({"identity": self._identity} | values, indent=1) + "\n"
+        content = json.dumps({"identity": self._identity, "id": self._id} | values, indent=1) + "\n"
         replace(self._run, lambda path: path.write_text(content))
+        if self._remote:
+            self._remote.put_record()
+
+    def fetch_model(self) -> Path:
+        """The folder of the trained policy, which another start may have trained."""
+        if self._remote:
+            self._remote.fetch_model()
+        return self.path
+
+    def leave(self) -> None:
+        """Removes what is on this machine of a run that the store has all of."""
+        if self._remote:
+            shutil.rmtree(self.path.parent, ignore_errors=True)
 
     # Logs
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, of a run in a store up to its last checkpoint."""
+        if self._remote:
+            return parse_lines(self._remote.read(METRICS) or b"", self._address(METRICS))
+        return self._metrics.read()
 
     def start_logs(self, step: int) -> None:
         """Keeps what was logged up to `step` and drops what a lost part of the run logged after it."""
@@ -230,6 +300,16 @@ class RunFolder:
         self._pairs.append(record)
 
     def sync_logs(self) -> None:
-        """Waits until they are on disk; a checkpoint relies on them."""
+        """Waits until they are on disk, or in the store; a checkpoint relies on them."""
         for log_file in (self._metrics, self._pairs):
             log_file.sync()
+        if self._remote:
+            self._remote.put_logs()
+
+
+def _id_of(record: bytes | None) -> str | None:
+    """The id in a run.json; None where there is none."""
+    with suppress(ValueError, AttributeError, RecursionError):
+        found = json.loads(record or b"").get("id")
+        return found if isinstance(found, str) else None
+    return None

@@ -22,7 +22,6 @@ from ..console import Meter, log, meter, warn
 from ..logps import ResponseLogps
 from ..models import ModelSource
 from .card import write_card
-from .checkpoint import read_state, save_checkpoint
 from .config import TrainConfig
 from .contrast import contrast_of
 from .convergence import Convergence
@@ -30,6 +29,7 @@ from .finite import NOT_FINITE_FIX, listed, require_finite_weights
 from .folder import RunFolder
 from .losses import LOSSES
 from .losses.settings import loss_settings
+from .marker import read_state
 from .metrics import OF_PAIRS_ALONE, MetricSums
 from .optimizers import make_optimizer, set_learning_rate
 from .order import PairOrder
@@ -273,12 +273,8 @@ class TrainRun:
         require_finite_weights(self.policy, self.step, self.parallel)
         if self.parallel.is_main:
             self.folder.sync_logs()
-        save_checkpoint(
-            self.folder.checkpoints,
-            self.step,
-            write=self._write_state,
-            parallel=self.parallel,
-            keep=self.config.keep_checkpoints,
+        self.folder.checkpoints.save(
+            self.step, write=self._write_state, parallel=self.parallel, keep=self.config.keep_checkpoints
         )
 
     def _write_state(self, folder: Path) -> dict[str, Any]:
@@ -304,7 +300,7 @@ class TrainRun:
         }
 
     def _restore(self, checkpoint: Path) -> None:
-        state = read_state(checkpoint)
+        state = read_state(checkpoint).values
         load = load_sharded if (checkpoint / SHARDED).is_dir() else load_optimizer
         load(checkpoint, self.policy, self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -9,13 +9,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -24,11 +28,14 @@ from ...errors import TrainingError, UsageError
 from ..models import pick_device
 from .config import TrainConfig
 from .fsdp import FsdpOptions, is_set, shard
+from .remote import working_folder
 
 Kind = Literal["single", "ddp", "fsdp", "deepspeed"]
 _TIMEOUT = timedelta(hours=2)
 """How long a process waits for another: saving a large checkpoint takes its time."""
-_FAILED = -1
+
+Decision = TypeVar("Decision")
+Item = TypeVar("Item")
 
 
 class Parallel:
@@ -89,6 +96,11 @@ class Parallel:
     def is_main(self) -> bool:
         """Whether this process prints and writes."""
         return self.rank == 0
+
+    @property
+    def is_first_of_machine(self) -> bool:
+        """Whether this process writes to what its machine has alone."""
+        return bool(self.accelerator.is_local_main_process)
 
     @property
     def load_device(self) -> torch.device:
@@ -160,19 +172,25 @@ class Parallel:
             dist.all_reduce(values, getattr(dist.ReduceOp, operation))
         return values
 
-    def decided_by_main(self, decide: Callable[[], int]) -> int:
-        """What `decide` (0 or more) gives on the main process, on all. Where it raises there, no process goes on."""
+    def decided_by_main(self, decide: Callable[[], Decision]) -> Decision:
+        """What `decide` gives on the main process, on all. Where it raises there, no process goes on."""
         if self.count == 1:
             return decide()
-        answer = torch.full((1,), _FAILED, device=self.device)
+        answers: list[Decision | None] = [None]
         try:
             if self.is_main:
-                answer[0] = decide()
+                answers = [decide()]
         finally:
-            dist.broadcast(answer, 0)
-        if answer.item() == _FAILED:
+            broadcast_object_list(answers)
+        if answers[0] is None:
             raise TrainingError("the main process could not go on", fix="see its message")
-        return int(answer.item())
+        return answers[0]
+
+    def union(self, mapping: dict[str, Item]) -> dict[str, Item]:
+        """The items of all processes, on each."""
+        if self.count == 1:
+            return mapping
+        return {key: item for each in gather_object([mapping]) for key, item in each.items()}
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -202,7 +220,7 @@ def _accelerator(config: TrainConfig, *, offload: bool) -> Accelerator:
         cpu=device.type == "cpu" and not is_set("ACCELERATE_USE_DEEPSPEED"),
         mixed_precision=precision,
         log_with=list(config.report_to) or None,
-        project_dir=str(Path(config.output).expanduser() / "logs"),
+        project_dir=str(working_folder(config.output) / "logs"),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=_TIMEOUT, backend=backend),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),

@@ -12,7 +12,7 @@ from ..console import log, quiet_libraries, warn
 from ..models import ModelSource, has_tokenizer, load_tokenizer, pick_device, resolve
 from .config import TrainConfig
 from .contrast import contrast_of
-from .folder import FINISHED, RunFolder
+from .folder import RunFolder, Start
 from .hub import open_repository, push
 from .loaded import LoadedModel
 from .loop import TrainRun
@@ -28,7 +28,8 @@ from .trackers import require_installed
 class TrainResult(NamedTuple):
     """Where the trained policy lies, and its last metrics."""
 
-    output: Path
+    output: Path | str
+    """A folder, or an address in an object store."""
     summary: dict[str, Any]
     policy: Any = None
     """The trained model; None where the run was finished already."""
@@ -58,35 +59,40 @@ def train(config: TrainConfig, *, start: LoadedModel | None = None, tokenizer: A
     try:
         parallel = Parallel(config)
         require_spreads(config, parallel.kind)
-        result, repository = _train(config, cache, source, tokenizer, parallel)
+        folder = RunFolder(config)
+        result, repository = _train(config, cache, source, tokenizer, parallel, folder)
         parallel.end()
+        is_last_here = parallel.is_first_of_machine
     finally:
         # accelerate keeps its state for the whole process; a second run may have other settings.
         AcceleratorState._reset_state(reset_partial_state=True)
     if repository:
-        log(f"pushed to {push(result.output, repository)}")
+        path = folder.path if result.policy is not None else folder.fetch_model()
+        log(f"pushed to {push(path, repository)}")
+    if is_last_here:
+        folder.leave()
     return result
 
 
 def _train(
-    config: TrainConfig, cache: RewardCache, source: ModelSource, tokenizer: Any, parallel: Parallel
+    config: TrainConfig, cache: RewardCache, source: ModelSource, tokenizer: Any, parallel: Parallel, folder: RunFolder
 ) -> tuple[TrainResult, str | None]:
     """The result, and on the main process the repository to push to."""
-    folder = RunFolder(config)
     repository: str | None = None
 
-    def claim() -> int:
+    def claim() -> Start:
         nonlocal repository
-        step = folder.claim({"cache_sha256": cache.content_hash, "model_sha256": source.content_hash})
+        start = folder.claim({"cache_sha256": cache.content_hash, "model_sha256": source.content_hash})
         repository = open_repository(config) if config.push_to_hub else None
-        return step
+        return start
 
-    step = parallel.decided_by_main(claim)
-    if step == FINISHED:
-        log(f"{folder.path} is finished already, nothing to do")
-        return TrainResult(folder.path, folder.read_record()["summary"]), repository
-    run = TrainRun(config, cache, source, tokenizer, folder, parallel, folder.checkpoint(step))
-    return TrainResult(folder.path, run.finish(), run.policy), repository
+    start = parallel.decided_by_main(claim)
+    if start.summary is not None:
+        log(f"{folder.output} is finished already, nothing to do")
+        return TrainResult(folder.output, start.summary), repository
+    checkpoint = folder.checkpoint(start, parallel)
+    run = TrainRun(config, cache, source, tokenizer, folder, parallel, checkpoint)
+    return TrainResult(folder.output, run.finish(), run.policy), repository
 
 
 def _fitting_tokenizer(config: TrainConfig, cache: RewardCache, source: ModelSource, tokenizer: Any) -> Any:

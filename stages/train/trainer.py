@@ -3,11 +3,11 @@
 A thin class over the same run as `tgdpo train`: the same steps, losses, files and messages.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+import transformers
 from pydantic import Field, model_validator
 from torch import nn
 from transformers.trainer_callback import TrainerState
@@ -17,8 +17,9 @@ from ...data.cache import RewardCache
 from ...errors import UsageError
 from ..models import pick_device
 from .config import TrainConfig
+from .folder import RunFolder
 from .loaded import LoadedModel
-from .run import TrainResult, train
+from .run import train
 
 _TRL_NAMES = {
     "output_dir": "output",
@@ -115,24 +116,26 @@ class TGDPOTrainer:
         args = self.args.model_copy(update={"resume": "never"}) if resume_from_checkpoint is False else self.args
         config = TrainConfig(**args.model_dump())
         result = train(config, start=self._start, tokenizer=self.processing_class)
-        self.model = result.policy if result.policy is not None else self._finished_policy(config, result)
+        self.model = result.policy if result.policy is not None else self._finished_policy(config)
         self.model.eval()
         summary = result.summary
         return TrainOutput(summary["step"], summary["loss"], summary)
 
-    def _finished_policy(self, config: TrainConfig, result: TrainResult) -> Any:
+    def _finished_policy(self, config: TrainConfig) -> Any:
         """What an earlier start has trained."""
+        folder = RunFolder(config)
+        path = folder.fetch_model()
         if self._start is not None:
-            return self._start.prepared(config, pick_device(config.device), result.output)
-        import transformers
-
-        return transformers.AutoModelForCausalLM.from_pretrained(result.output)
+            policy = self._start.prepared(config, pick_device(config.device), path)
+        else:
+            policy = transformers.AutoModelForCausalLM.from_pretrained(path)
+        folder.leave()
+        return policy
 
     @property
     def state(self) -> TrainerState:
         """`log_history` with all logged steps, `global_step` and `epoch`."""
-        metrics = Path(self.args.output).expanduser() / "metrics.jsonl"
-        records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+        records = RunFolder(self.args).logged()
         last = records[-1] if records else {"step": 0, "epoch": 0.0}
         return TrainerState(global_step=last["step"], epoch=last["epoch"], log_history=records)
 

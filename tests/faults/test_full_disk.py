@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from object_store import BUCKET, aws_environment, fetched, s3_server
 from processes import launch
 from scoring import Scoring, Tried
 from support import Models, records_of
@@ -47,21 +48,18 @@ def test_a_cache_on_a_disk_that_grows(scoring: Scoring, disk: Path, tried: Tried
     tried("runs of tgdpo score that met a full disk", full)
 
 
-def test_a_training_run_on_a_disk_that_grows(scoring: Scoring, models: Models, disk: Path, tried: Tried) -> None:
-    """Checkpoints and the trained policy: a run that stopped again and again ends in the same weights."""
-    call = ("train", "--cache", scoring.whole, "--model", models.reference, "--loss", "dpo", "--learning-rate", 1e-3,
-            "--epochs", 2, "--batch-size", 8, "--save-steps", 2, "--keep-checkpoints", 2)  # fmt: skip
-    whole = disk.parent / "whole"
-    done = launch(*call, "--output", whole, log=scoring.log)
-    assert done.wait() == [0], done.output
+def train_until_done(
+    call: tuple[object, ...], disk: Path, scoring: Scoring, environment: dict[str, str] | None = None
+) -> int:
+    """Trains on a disk that grows after each run that found it full. Returns how many did."""
     step, size, full = 320, 160, 0
     while True:
         subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
         scoring.log.write_text("")
-        started = launch(*call, "--output", disk / "run", log=scoring.log)
+        started = launch(*call, log=scoring.log, environment=environment)
         (code,) = started.wait()
         if code == 0:
-            break
+            return full
         full += 1
         assert "Traceback" not in started.output
         (line,) = [line for line in started.output.splitlines() if line.startswith("tgdpo: ")]
@@ -69,8 +67,46 @@ def test_a_training_run_on_a_disk_that_grows(scoring: Scoring, models: Models, d
         assert "run the same command again, it goes on" in line
         size += step
         assert size < 5000, "so small a model never needs so much"
-    assert (disk / "run" / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    ours, theirs = ([record["step"] for record in records_of(run)] for run in (disk / "run", whole))
-    assert ours == theirs
+
+
+@pytest.fixture
+def training(scoring: Scoring, models: Models) -> tuple[object, ...]:
+    """The command without its --output."""
+    return ("train", "--cache", scoring.whole, "--model", models.reference, "--loss", "dpo", "--learning-rate", 1e-3,
+            "--epochs", 2, "--batch-size", 8, "--save-steps", 2, "--keep-checkpoints", 2)  # fmt: skip
+
+
+@pytest.fixture
+def trained(training: tuple[object, ...], scoring: Scoring, tmp_path: Path) -> Path:
+    """The run undisturbed."""
+    done = launch(*training, "--output", tmp_path / "whole", log=scoring.log)
+    assert done.wait() == [0], done.output
+    return tmp_path / "whole"
+
+
+def require_same(ours: Path, theirs: Path) -> None:
+    assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+    assert [record["step"] for record in records_of(ours)] == [record["step"] for record in records_of(theirs)]
+
+
+def test_a_training_run_on_a_disk_that_grows(
+    scoring: Scoring, training: tuple[object, ...], trained: Path, disk: Path, tried: Tried
+) -> None:
+    """Checkpoints and the trained policy: a run that stopped again and again ends in the same weights."""
+    full = train_until_done((*training, "--output", disk / "run"), disk, scoring)
+    require_same(disk / "run", trained)
     assert full > 3
     tried("runs of tgdpo train that met a full disk", full)
+
+
+def test_a_training_run_into_a_bucket_with_a_disk_that_grows(
+    scoring: Scoring, training: tuple[object, ...], trained: Path, disk: Path, tmp_path: Path, tried: Tried
+) -> None:
+    """The folder that it works in is on the disk."""
+    with s3_server() as (files, address):
+        url = f"s3://{BUCKET}/full-disk"
+        environment = {"TMPDIR": str(disk), **aws_environment(*address)}
+        full = train_until_done((*training, "--output", url), disk, scoring, environment)
+        require_same(fetched(files, url, tmp_path / "copy"), trained)
+    assert full > 3
+    tried("runs of tgdpo train into a bucket that met a full disk", full)

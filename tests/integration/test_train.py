@@ -169,6 +169,13 @@ class TestLora:
         assert records_of(tmp_path / "second")[0]["loss"] < 0.69
 
 
+def flip(path: Path) -> None:
+    """Changes the last bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 class TestResume:
     """A run that was stopped goes on as if nothing had happened."""
 
@@ -239,6 +246,7 @@ class TestResume:
             (lambda path: (path / "trainer_state.json").write_text("{"), "its trainer_state.json is damaged"),
             (lambda path: (path / "model.safetensors").unlink(), "model.safetensors is missing"),
             (lambda path: (path / "optimizer.safetensors").write_bytes(b"12"), "optimizer.safetensors has 2 bytes"),
+            (lambda path: flip(path / "optimizer.safetensors"), "optimizer.safetensors has changed since"),
         ],
     )
     def test_a_checkpoint_that_is_not_whole_is_skipped_and_named(

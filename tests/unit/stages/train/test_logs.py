@@ -9,7 +9,7 @@ from tgdpo.stages.train.logs import JsonLines
 
 
 def test_a_line_that_a_kill_cut_is_left_out(tmp_path: Path) -> None:
-    log = JsonLines(tmp_path / "metrics.jsonl")
+    log = JsonLines(tmp_path / "metrics.jsonl", "metrics.jsonl")
     assert log.read() == []
     for step in (1, 2, 3):
         log.append({"step": step})
@@ -25,4 +25,4 @@ def test_a_damaged_line_is_named(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
     with pytest.raises(TrainingError, match=r"metrics\.jsonl, line 2 is damaged"):
-        JsonLines(path).read()
+        JsonLines(path, path).read()
