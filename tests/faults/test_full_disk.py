@@ -49,10 +49,10 @@ def test_a_cache_on_a_disk_that_grows(scoring: Scoring, disk: Path, tried: Tried
 
 
 def train_until_done(
-    call: tuple[object, ...], disk: Path, scoring: Scoring, environment: dict[str, str] | None = None
+    call: tuple[object, ...], disk: Path, scoring: Scoring, *, step: int, environment: dict[str, str] | None = None
 ) -> int:
-    """Trains on a disk that grows after each run that found it full. Returns how many did."""
-    step, size, full = 320, 160, 0
+    """Trains on a disk that grows by `step` kilobytes after each run that found it full. Returns how many did."""
+    size, full = 160, 0
     while True:
         subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
         scoring.log.write_text("")
@@ -93,7 +93,7 @@ def test_a_training_run_on_a_disk_that_grows(
     scoring: Scoring, training: tuple[object, ...], trained: Path, disk: Path, tried: Tried
 ) -> None:
     """Checkpoints and the trained policy: a run that stopped again and again ends in the same weights."""
-    full = train_until_done((*training, "--output", disk / "run"), disk, scoring)
+    full = train_until_done((*training, "--output", disk / "run"), disk, scoring, step=320)
     require_same(disk / "run", trained)
     assert full > 3
     tried("runs of tgdpo train that met a full disk", full)
@@ -106,7 +106,7 @@ def test_a_training_run_into_a_bucket_with_a_disk_that_grows(
     with s3_server() as (files, address):
         url = f"s3://{BUCKET}/full-disk"
         environment = {"TMPDIR": str(disk), **aws_environment(*address)}
-        full = train_until_done((*training, "--output", url), disk, scoring, environment)
+        full = train_until_done((*training, "--output", url), disk, scoring, step=100, environment=environment)
         require_same(fetched(files, url, tmp_path / "copy"), trained)
     assert full > 3
     tried("runs of tgdpo train into a bucket that met a full disk", full)
