@@ -42,6 +42,10 @@ class Handout:
         """Shards of `job` that nobody has been given yet."""
         return len(self._ready[job]) + len(self._blocked[job])
 
+    def deaths(self, shard: int) -> int:
+        """How many workers have died over it."""
+        return self._deaths[shard]
+
     def is_suspect(self, shard: int) -> bool:
         """Whether a worker has died over it. Alone with the next one, it shows whose fault that is."""
         return self._deaths[shard] > 0

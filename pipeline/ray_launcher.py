@@ -169,7 +169,7 @@ class RayRun:
             if shard is None:
                 break
             worker.held[shard] = Done(shard)
-            self._answers[worker.actor.score.remote(shard)] = (worker, "score")
+            self._answers[worker.actor.score.remote(shard, self.handout.deaths(shard))] = (worker, "score")
         job = worker.job if worker.held else self.handout.next_job(worker.job, self._holders())
         if job != worker.job:
             self._retire(worker)

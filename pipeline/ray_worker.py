@@ -9,6 +9,8 @@ from ..data.tokenization import PairIds
 from ..stages.console import quiet_libraries
 from ..stages.models import ModelSource, resolve
 from ..stages.score.engines import Engine, EngineSpec, engine_class
+from ..stages.score.engines.isolated import DEATHS, isolated
+from ..stages.score.engines.process import ProcessEngine
 from ..stages.score.finish import finished_shard
 from ..stages.score.passes import Pass, Results
 from ..stages.score.records import SetAsideRow
@@ -37,10 +39,14 @@ class ShardWorker:
         work = self._passes[0]
         self._engine = engine_class(work.engine)(_at_hand(work.spec))
 
-    def score(self, shard: int) -> tuple[Done, list[SetAsideRow]]:
+    def score(self, shard: int, deaths: int) -> tuple[Done, list[SetAsideRow]]:
         """Scores a shard and publishes it, unless somebody else has.
 
         Two calls at a time overlap: one shard is read, and another written, while a third is computed.
+
+        Args:
+            shard: its number.
+            deaths: how many workers have died over it.
 
         Returns:
             What was done, and the rows that were lost to scores that are not finite.
@@ -50,6 +56,8 @@ class ShardWorker:
             if work.missing([shard]):
                 pairs = work.pairs(shard)
                 with self._turn:
+                    if deaths >= DEATHS and not work.samples:
+                        self._isolate()
                     self._done = done
                     results = self._results(work, shard, pairs)
                     done = self._done
@@ -57,6 +65,15 @@ class ShardWorker:
         last = self._passes[-1]
         lost = finished_shard(last.folder, shard, last.shards).lost if last.is_last else []
         return done, lost
+
+    def _isolate(self) -> None:
+        """From now on the engine has a process of its own: the pair that ends it is found, and this worker lives."""
+        work = self._passes[0]
+        engine = isolated(engine_class(work.engine))
+        if not isinstance(self._engine, ProcessEngine):
+            assert self._engine is not None
+            self._engine.close()
+            self._engine = engine(_at_hand(work.spec))
 
     def progress(self) -> Done:
         """How far the shard is that is being computed; answered while `score` runs."""

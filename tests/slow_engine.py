@@ -2,12 +2,14 @@
 
 Scores follow from the token ids and the model's name. The JSON file of SLOW_ENGINE_SETTINGS may tell it how slow to be
 (`seconds` a shard), where to note what it does (`log`), and at which length of a chosen response to kill its process
-(`poison`); it is read anew for every shard, since the workers of a running cluster keep their environment.
+(`poison`), and where it has one of its own, the one that has started that as well (`deadly`); it is read anew for every
+shard, since the workers of a running cluster keep their environment.
 """
 
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +40,9 @@ class SlowEngine(Engine):
         self._note("score")
         settings = _settings()
         for pair in pairs:
-            if settings.get("poison") == len(pair.chosen):
+            if settings.get("deadly") == len(pair.chosen) and sys.argv[0] == "-c":
+                os.kill(os.getppid(), signal.SIGKILL)
+            if len(pair.chosen) in (settings.get("poison"), settings.get("deadly")):
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(settings.get("seconds", 0) / len(pairs))
             on_batch(1, pair.tokens)

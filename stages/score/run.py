@@ -14,7 +14,7 @@ from ..console import log, meter, quiet_libraries
 from .check import check_engines, other_plan
 from .config import ScoreConfig
 from .engines import Engine, engine_class
-from .engines.isolated import isolated
+from .engines.isolated import DEATHS, isolated
 from .finish import finished_shard, publish_manifest
 from .folder import OutputFolder
 from .passes import Pass, Progress, run_pass
@@ -27,9 +27,6 @@ from .samples import SAMPLES
 from .share import WHOLE, Share
 
 Outcome = TypeVar("Outcome")
-
-DEATHS = 2
-"""So many processes may die at a shard before the engine is kept apart. One may have been ended for other reasons."""
 
 
 def score(config: ScoreConfig) -> Manifest | None:

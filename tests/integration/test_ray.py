@@ -148,13 +148,37 @@ def test_a_worker_killed_in_the_middle_of_a_shard(
     assert events.index(("score", "guidance")) < last_reference, "the passes did not overlap"
 
 
-def test_a_poison_shard_is_named_and_what_is_scored_is_kept(
-    calls: Calls, address: str, alone: dict[str, Any], tmp_path: Path
-) -> None:
+@pytest.fixture
+def longest(alone: dict[str, Any], tmp_path: Path) -> int:
+    """The length of the longest chosen response, which is in shard 5."""
     import pyarrow.parquet as pq
 
-    longest = max(map(len, pq.read_table(tmp_path / "alone" / "part-00005-of-00024.parquet")["chosen_ids"].to_pylist()))
+    return max(map(len, pq.read_table(tmp_path / "alone" / "part-00005-of-00024.parquet")["chosen_ids"].to_pylist()))
+
+
+def test_a_pair_that_kills_workers_is_found_and_set_aside(
+    ok: Cli, calls: Calls, address: str, alone: dict[str, Any], longest: int, tmp_path: Path
+) -> None:
+    """Two die, and the third has its engine in a process of its own."""
     calls.settings(poison=longest)
+    cache = tmp_path / "cache"
+    ray = ("--launcher", "ray", "--workers", 2, "--address", address)
+    code, stdout, stderr = calls.run(cache, *ray, "--max-set-aside", 0.02)
+    assert code == 0, stderr
+    assert "71 pairs scored, 1 set aside" in stdout
+    assert "death 2 of 3" in stderr
+    assert "death 3 of 3" not in stderr
+    (row,) = map(json.loads, (cache / "_set_aside.jsonl").read_text().splitlines())
+    assert row["source_row"] == 15
+    ok("verify", cache)
+    others = {name: content for name, content in alone.items() if name.startswith("part-") and "part-00005" not in name}
+    assert {name: published(cache)[name] for name in others} == others
+
+
+def test_a_shard_that_kills_every_worker_is_named_and_what_is_scored_is_kept(
+    calls: Calls, address: str, alone: dict[str, Any], longest: int, tmp_path: Path
+) -> None:
+    calls.settings(deadly=longest)
     ray = ("--launcher", "ray", "--workers", 2, "--address", address)
     code, _, stderr = calls.run(tmp_path / "cache", *ray)
     assert code == 1

@@ -3,6 +3,9 @@
 from . import Engine
 from .process import ProcessEngine
 
+DEATHS = 2
+"""So many processes may die at a shard before the engine is kept apart. One may have been ended for other reasons."""
+
 
 def isolated(engine: type[Engine]) -> type[ProcessEngine]:
     """The engine with its process: a pair that ends it is found (see `halving`), and the run outlives it."""
