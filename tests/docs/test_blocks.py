@@ -14,6 +14,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from fnmatch import fnmatchcase
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -198,11 +199,21 @@ class Documents:
         return Answer()
 
     def aws(self, arguments: list[str], folder: Path) -> Answer:
-        """`aws s3 cp --recursive FOLDER URL`, done by s3fs."""
+        """`aws s3 cp --recursive [--exclude PATTERN] FOLDER URL`, or from a URL to a folder, done by s3fs."""
         self.count("commands run")
-        assert arguments[:3] == ["s3", "cp", "--recursive"]
-        source, target = arguments[3:]
-        s3fs.S3FileSystem(skip_instance_cache=True).put(f"{folder / source}/", target, recursive=True)
+        *options, source, target = arguments
+        assert options[:3] == ["s3", "cp", "--recursive"]
+        excluded = options[4] if options[3:4] == ["--exclude"] else ""
+        assert len(options) == (5 if excluded else 3)
+        files = s3fs.S3FileSystem(skip_instance_cache=True)
+        if not source.startswith("s3://"):
+            files.put(f"{folder / source}/", target, recursive=True)
+            return Answer()
+        for path in files.find(source):
+            name = path.removeprefix(source.removeprefix("s3://")).lstrip("/")
+            if not fnmatchcase(name, excluded):
+                (folder / target / name).parent.mkdir(parents=True, exist_ok=True)
+                files.get_file(path, str(folder / target / name))
         return Answer()
 
     def sbatch(self, arguments: list[str], folder: Path) -> Answer:

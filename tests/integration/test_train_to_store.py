@@ -105,6 +105,22 @@ def test_report_reads_it(
     assert all(ours == theirs for ours, theirs in lines if speed not in ours)
 
 
+def test_what_tensorboard_reads(
+    ok: Cli, words: tuple[object, ...], bucket: Any, url: str, machine: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'tgdpo[dev]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    ok(*words, "--output", url, "--report-to", "tensorboard", "--max-steps", 3, "--save-steps", 0)
+    steps = []
+    for events in (fetched(bucket, url, tmp_path / "copy") / "logs").rglob("events.out.tfevents.*"):
+        accumulator = EventAccumulator(str(events))
+        accumulator.Reload()
+        if "loss" in accumulator.Tags()["scalars"]:  # another file has the settings
+            steps += [event.step for event in accumulator.Scalars("loss")]
+    assert steps == [1, 2, 3]
+
+
 def test_the_trainer_class_takes_it(scored: Path, models: Models, url: str, machine: Path) -> None:
     args = tgdpo.TGDPOConfig(output=url, batch_size=4, max_steps=2, logging_steps=1, report_to=())
     weights = []
