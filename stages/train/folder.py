@@ -92,7 +92,12 @@ class RunFolder:
 
     def _address(self, name: str) -> str:
         """Where a file lies, for people."""
-        return f"{self.output}/{name}"
+        return f"{str(self.output).rstrip('/')}/{name}"
+
+    def shown(self, path: Path) -> str:
+        """A path, as the address that it has in the store where it is a copy of something there."""
+        is_copy = self._remote is not None and path.is_relative_to(self.path)
+        return self._address(path.relative_to(self.path).as_posix()) if is_copy else str(path)
 
     # Whose it is
 
@@ -129,7 +134,8 @@ class RunFolder:
     def _follow(self, remote: RemoteRun) -> None:
         """Makes the folder what the store has, unless it is further in the same run."""
         ours, theirs = _id_of(self._run.read_bytes() if self._run.is_file() else None), _id_of(remote.read(RECORD))
-        if ours is None or ours != theirs:
+        # A record that is damaged there is no reason to give up what is here.
+        if ours != theirs and (theirs or not remote.holds_anything()):
             shutil.rmtree(self.path, ignore_errors=True)
         if not self.checkpoints.is_ahead():
             remote.fetch_logs()

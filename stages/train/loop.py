@@ -315,4 +315,4 @@ class TrainRun:
             self.config.convergence_loss, self.config.convergence_window, state["convergence"]
         )
         self._speed_from = (self.tokens, time.monotonic())
-        log(f"going on from {checkpoint}")
+        log(f"going on from {self.folder.shown(checkpoint)}")
