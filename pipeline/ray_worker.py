@@ -39,7 +39,7 @@ class ShardWorker:
         work = self._passes[0]
         self._engine = engine_class(work.engine)(_at_hand(work.spec))
 
-    def score(self, shard: int, deaths: int) -> tuple[Done, list[SetAsideRow]]:
+    def score(self, shard: int, deaths: int = 0) -> tuple[Done, list[SetAsideRow]]:
         """Scores a shard and publishes it, unless somebody else has.
 
         Two calls at a time overlap: one shard is read, and another written, while a third is computed.

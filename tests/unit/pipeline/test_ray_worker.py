@@ -12,6 +12,7 @@ from support import STANDARD_ROWS, Models, write_rows
 from tgdpo.pipeline.configuration import build
 from tgdpo.pipeline.ray_worker import Done, ShardWorker
 from tgdpo.stages.score.config import ScoreConfig
+from tgdpo.stages.score.engines.process import ProcessEngine
 from tgdpo.stages.score.finish import publish_manifest
 from tgdpo.stages.score.folder import OutputFolder
 from tgdpo.stages.score.passes import Pass
@@ -88,6 +89,29 @@ def test_further_guides_and_samples(
     for one, other in zip(frame.chosen_rewards, frame.chosen_lora_rewards, strict=True):
         assert one.any()
         assert (one == other).all()
+
+
+def test_after_deaths_an_engine_in_a_process_of_its_own_gives_the_same_bytes(
+    options: dict[str, object], adapter: Path, tmp_path: Path
+) -> None:
+    options["guidance"] = str(adapter)
+    score(build(ScoreConfig, options, {"output": str(tmp_path / "plain")}))
+    plan = plan_score(build(ScoreConfig, options, {"output": str(tmp_path / "cache")}))
+    folder = OutputFolder(tmp_path / "cache")
+    prepared = prepare_checked(plan, folder, WHOLE)
+    (job,) = jobs_of(plan, passes_of(plan, folder, prepared))
+    worker = ShardWorker(job)
+    worker.load()
+    engines = []
+    for shard, deaths in enumerate([0, 1, 2, 0]):
+        worker.score(shard, deaths)
+        engines.append(worker._engine)
+    assert engines[0] is engines[1]
+    assert [isinstance(engine, ProcessEngine) for engine in engines] == [False, False, True, True]
+    assert engines[2] is engines[3], "it stays"
+    engines[3].close()
+    expected = shards(tmp_path / "plain")
+    assert shards(tmp_path / "cache") == {name: expected[name] for name in sorted(expected)[:4]}
 
 
 def test_a_shard_that_is_there_is_left_alone(options: dict[str, object], tmp_path: Path) -> None:
