@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import CacheError, UsageError
@@ -136,17 +137,30 @@ class RewardCache:
         with self.open_shard(number) as file:
             return file.read()
 
-    def read_pairs(self, group: RowGroup, further: Sequence[str] = ()) -> list[ScoredPair]:
+    def read_pairs(
+        self, group: RowGroup, further: Sequence[str] = (), vocabulary: int | None = None
+    ) -> list[ScoredPair]:
         """The rows of one row group as pairs, with these further columns; the arrays are views of the decoded columns.
 
         When a shard is read for the first time, its SHA-256 is compared with the manifest's.
 
+        Args:
+            group: which one.
+            further: see `ScoredPair`.
+            vocabulary: the number of token ids that a model knows, where that is to be checked.
+
         Raises:
-            CacheError: the shard has changed or is damaged.
+            CacheError: the shard has changed or is damaged, or holds ids that the model does not know.
         """
         self._require_unchanged(group.shard)
         columns = ["pair_id", *_IDS, *_SCORES, *further]
-        return pairs_of(self.read_row_group(group, list(dict.fromkeys(columns))), further)
+        table = self.read_row_group(group, list(dict.fromkeys(columns)))
+        for problem in ids_problems(table, vocabulary):
+            raise CacheError(
+                f"{self.storage.path(self.manifest.shards[group.shard].name)}: {problem}",
+                fix="train a model of the family that the cache was scored with, or score again",
+            )
+        return pairs_of(table, further)
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows, or these columns of them, in memory.
@@ -286,6 +300,18 @@ def list_arrays(table: pa.Table, column: str) -> list[npt.NDArray[np.generic]]:
     values = rows.values.to_numpy(zero_copy_only=False)
     offsets = rows.offsets.to_numpy()
     return [values[start:end] for start, end in pairwise(offsets)]
+
+
+def ids_problems(table: pa.Table, vocabulary: int | None = None) -> list[str]:
+    """What is wrong with the token ids of some rows, where a model knows so many."""
+    problems = []
+    for name in set(_IDS).intersection(table.schema.names):
+        ends = pc.min_max(pc.list_flatten(table[name])).as_py()
+        if ends["min"] is not None and ends["min"] < 0:
+            problems.append(f"{name} holds the token id {ends['min']}")
+        if ends["max"] is not None and vocabulary is not None and ends["max"] >= vocabulary:
+            problems.append(f"{name} holds the token id {ends['max']}, and the model knows {vocabulary}")
+    return sorted(problems)
 
 
 def pair_ids_of(table: pa.Table) -> list[PairIds]:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import CacheError
-from .cache import RewardCache, shard_problem
+from .cache import RewardCache, ids_problems, shard_problem
 from .schema import METADATA_KEY, SAMPLES_SCHEMA, SET_ASIDE_NAME
 
 # Text is for people, and its bytes are covered by the shard's hash.
@@ -77,8 +77,8 @@ def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set
 
 
 def table_problems(table: pa.Table, samples: int) -> list[str]:
-    """What is wrong with scores of some rows, of which each token has so many samples of the reference."""
-    problems = []
+    """What is wrong with ids and scores of some rows, of which each token has so many samples of the reference."""
+    problems = ids_problems(table)
     for field in table.schema:
         side, _, what = field.name.partition("_")
         if not pa.types.is_list(field.type) or what == "ids":

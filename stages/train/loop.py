@@ -70,6 +70,7 @@ class TrainRun:
             eval_fraction=config.eval_fraction,
             chosen_only=self.objective.chosen_only,
             further=[name for reader in (self.contrast, self.samples) if reader for name in reader.columns],
+            vocabulary=source.vocabulary_size,
         )
         if self.order.train_pairs == 0:
             raise UsageError(f"--eval-fraction {config.eval_fraction} leaves no pair to train on", fix="lower it")

@@ -26,6 +26,7 @@ class PairOrder:
         eval_fraction: share of every row group that is held out.
         chosen_only: give pairs without their rejected responses.
         further: columns to give as well, see `ScoredPair`.
+        vocabulary: the number of token ids that the policy knows, where that is known.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class PairOrder:
         eval_fraction: float,
         chosen_only: bool = False,
         further: Sequence[str] = (),
+        vocabulary: int | None = None,
     ) -> None:
         self._cache = cache
         self._seed = seed
         self._chosen_only = chosen_only
         self._further = further
+        self._vocabulary = vocabulary
         self._groups = cache.row_groups
         # Rounding the running total, not each group, keeps the overall share right for small groups.
         ends = np.cumsum([group.rows for group in self._groups])
@@ -79,6 +82,6 @@ class PairOrder:
 
     def _read(self, group_and_rows: tuple[int, Rows]) -> list[ScoredPair]:
         number, rows = group_and_rows
-        pairs = self._cache.read_pairs(self._groups[number], self._further)
+        pairs = self._cache.read_pairs(self._groups[number], self._further, self._vocabulary)
         taken = [pairs[row] for row in rows]
         return [pair.without_rejected() for pair in taken] if self._chosen_only else taken

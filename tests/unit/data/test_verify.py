@@ -153,6 +153,14 @@ class TestRows:
         rewrite_shard(folder, table)
         assert problems(folder) == []
 
+    def test_a_negative_token_id(self, folder: Path, table: pa.Table) -> None:
+        ids = table["rejected_ids"].to_pylist()
+        ids[2][1] = -7
+        rewrite_shard(folder, replaced(table, "rejected_ids", ids))
+        assert problems(folder) == [f"{SHARD}, row group 0: rejected_ids holds the token id -7"]
+        with pytest.raises(CacheError, match="rejected_ids holds the token id -7"):
+            read_all(RewardCache(folder))
+
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_scores_that_are_not_finite(self, value: float, folder: Path, table: pa.Table) -> None:
         rewards = table["chosen_rewards"].to_pylist()

@@ -10,6 +10,7 @@ from support import STANDARD_ROWS, Models, write_rows
 import tgdpo
 from tgdpo.data import schema
 from tgdpo.data.cache import RewardCache
+from tgdpo.errors import CacheError
 from tgdpo.stages.score import finish
 from tgdpo.stages.train.order import PairOrder
 
@@ -64,12 +65,21 @@ def test_skipping_reads_one_row_group_and_the_next(cache: RewardCache, monkeypat
     reads = []
     original = RewardCache.read_pairs
 
-    def counted(self: RewardCache, group: object, further: object) -> object:
+    def counted(self: RewardCache, group: object, *further: object) -> object:
         reads.append(group)
-        return original(self, group, further)  # type: ignore[arg-type]
+        return original(self, group, *further)  # type: ignore[arg-type]
 
     monkeypatch.setattr(RewardCache, "read_pairs", counted)
     pairs = order.epoch(0, skip=150)
     next(pairs)
     pairs.close()  # type: ignore[attr-defined]
     assert len(reads) == 2
+
+
+def test_ids_that_the_policy_does_not_know(cache: RewardCache) -> None:
+    ids = [pair.ids for group in cache.row_groups for pair in cache.read_pairs(group)]
+    most = max(int(part.max()) for pair in ids for part in pair)
+    make: Callable[[int], PairOrder] = lambda known: PairOrder(cache, seed=0, eval_fraction=0, vocabulary=known)  # noqa: E731
+    assert len(names(make(most + 1), 0)) == 200
+    with pytest.raises(CacheError, match=f"holds the token id {most}, and the model knows {most}"):
+        names(make(most), 0)
