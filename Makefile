@@ -4,21 +4,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 
-.PHONY: demo docs test test-ray test-vllm faults lint format install clean
+.PHONY: demo docs test test-faults test-ray test-vllm faults lint format install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tgdpo demo
 
 test: lint $(VENV)/.installed-dev
 	# One thread each: two workers with two threads on two cores wait for one another.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults
 
 # The real Ray, in an environment of its own.
 test-ray: $(VENV)-ray/.installed
 	OMP_NUM_THREADS=1 $(VENV)-ray/bin/python -m pytest tests/integration/test_ray.py
 
-# Kills, failing system calls, full disks, flipped bits, random input; `make test` does a little of each.
+# Kills, failing system calls, full disks, flipped bits, random input: a little of each.
 # What needs strace or the right to mount is skipped without it. The counts stand at the end.
+test-faults: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults
+
+# All of each, in hours.
 faults: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 TGDPO_KILLS=20 TGDPO_SCORE_KILLS=100 TGDPO_SYSCALL_STEP=1 TGDPO_FLIPS=1000 TGDPO_FUZZ=100000 \
 		$(BIN)/python -m pytest tests/faults
