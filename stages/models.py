@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from ..data.addresses import is_url
 from ..data.files import sha256_file
 from ..data.tokenization import chat_template_hash, require_usable, vocabulary_hash
 from ..errors import ModelError, UsageError
@@ -118,6 +119,8 @@ def resolve(name: str, option: str, *, trust_remote_code: bool = False, weights:
         ModelError: there is no such model, or it is none.
         UsageError: `trust_remote_code` with a hub model that is not pinned to a commit.
     """
+    if is_url(name):
+        raise ModelError(f"{option} {name}: a model is a folder or on the hub", fix="copy it to a folder")
     path = Path(name).expanduser()
     folder = path if path.is_dir() else _download(name, option, trust_remote_code, weights)
     adapter, config = folder / "adapter_config.json", folder / "config.json"

@@ -237,6 +237,7 @@ def test_what_is_refused(
     assert f"{url}/run.json is damaged" in run_cli(*words, "--output", url, "--max-steps", 3).error
     named = run_cli(*words, "--output", f"{url}-2", "--resume", f"{url}/checkpoints/step-2").error
     assert "is no folder: copy the checkpoint to one" in named
+    assert f"--model {url}: a model is a folder or on the hub" in run_cli(*words, "--model", url, "--output", "o").error
 
 
 def test_a_temporary_folder_that_others_may_open(
