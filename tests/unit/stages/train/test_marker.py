@@ -47,7 +47,7 @@ def test_damage_is_named(damage: Callable[[Path], object], problem: str, checkpo
     [None, 3, [], "a", {"a": 1}, {"a": [1]}, {"a": [1, "b", 2]}, {"/etc/passwd": [1, "b"]}, {"b/../../a": [1, "b"]}],
 )
 def test_a_list_of_files_that_is_none(files: object) -> None:
-    with pytest.raises(ValueError, match="no list of files|a file elsewhere"):
+    with pytest.raises(ValueError, match=r"no list of files|a file elsewhere"):
         parse_state(json.dumps({"state_version": 3, "files": files}).encode(), "checkpoint")
 
 
