@@ -3,11 +3,13 @@
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+from object_store import Proxy, s3_server
 from support import CHAT_ROWS, STANDARD_ROWS, Cli, CliResult, Models, make_models, write_rows
 
 from tgdpo import cli
@@ -108,3 +110,24 @@ def shared() -> Path:
     if not (SHARED / "data" / "SOURCES.md").is_file():
         pytest.skip("no ../shared with real pairs and a pretrained model beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[Any, tuple[str, int]]]:
+    """See `s3_server`."""
+    with s3_server() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def bucket(server: tuple[Any, tuple[str, int]]) -> Any:
+    """A file system with the bucket `caches`; the environment leads to it."""
+    return server[0]
+
+
+@pytest.fixture
+def proxy(server: tuple[Any, tuple[str, int]]) -> Iterator[Proxy]:
+    """A way to the server on which answers are lost."""
+    started = Proxy(server[1])
+    yield started
+    started.close()

@@ -3,9 +3,10 @@
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from object_store import BUCKET, aws_environment, fetched, s3_server
+from object_store import BUCKET, aws_environment, fetched
 from processes import launch
 from scoring import Scoring, Tried
 from support import Models, records_of
@@ -100,13 +101,18 @@ def test_a_training_run_on_a_disk_that_grows(
 
 
 def test_a_training_run_into_a_bucket_with_a_disk_that_grows(
-    scoring: Scoring, training: tuple[object, ...], trained: Path, disk: Path, tmp_path: Path, tried: Tried
+    scoring: Scoring,
+    training: tuple[object, ...],
+    trained: Path,
+    disk: Path,
+    tmp_path: Path,
+    tried: Tried,
+    server: tuple[Any, tuple[str, int]],
 ) -> None:
     """The folder that it works in is on the disk."""
-    with s3_server() as (files, address):
-        url = f"s3://{BUCKET}/full-disk"
-        environment = {"TMPDIR": str(disk), **aws_environment(*address)}
-        full = train_until_done((*training, "--output", url), disk, scoring, step=100, environment=environment)
-        require_same(fetched(files, url, tmp_path / "copy"), trained)
+    (files, address), url = server, f"s3://{BUCKET}/full-disk"
+    environment = {"TMPDIR": str(disk), **aws_environment(*address)}
+    full = train_until_done((*training, "--output", url), disk, scoring, step=100, environment=environment)
+    require_same(fetched(files, url, tmp_path / "copy"), trained)
     assert full > 3
     tried("runs of tgdpo train into a bucket that met a full disk", full)

@@ -7,12 +7,11 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from object_store import BUCKET, Proxy, Request, fetched, s3_server
+from object_store import BUCKET, Proxy, Request, fetched
 from processes import Launch, strike
 from scoring import Scoring, Tried
 from support import Cli, Models
@@ -20,19 +19,6 @@ from support import Cli, Models
 from tgdpo.data import object_store
 
 KILLS = max(4, int(os.environ.get("TGDPO_SCORE_KILLS", "8")) // 4)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[Any, tuple[str, int]]]:
-    with s3_server() as started:
-        yield started
-
-
-@pytest.fixture
-def proxy(server: tuple[Any, tuple[str, int]]) -> Iterator[Proxy]:
-    started = Proxy(server[1])
-    yield started
-    started.close()
 
 
 class Remote:

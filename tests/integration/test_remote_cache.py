@@ -1,23 +1,14 @@
 """A cache in an S3 bucket, at a server that runs here."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from object_store import s3_server
 from support import STANDARD_ROWS, Cli, Models, write_rows
 
 import tgdpo
 
 FAST = ("--learning-rate", 1e-2, "--batch-size", 4, "--logging-steps", 1)
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Any]:
-    """A file system with the bucket `caches`; the environment leads to it."""
-    with s3_server() as (files, _):
-        yield files
 
 
 @pytest.fixture(scope="module")

@@ -1,30 +1,18 @@
 """`tgdpo score --output s3://…` as a user types it, at a server that runs here; then the cache is used."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pytest
-from object_store import Proxy, Request, fetched, s3_server
+from object_store import Proxy, Request, fetched
 from support import STANDARD_ROWS, Cli, Models, published, write_rows
 
 from tgdpo.data.store import open_store
 from tgdpo.pipeline.run import run
 from tgdpo.stages.score.config import ScoreConfig
 from tgdpo.stages.train.config import TrainConfig
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[Any, tuple[str, int]]]:
-    with s3_server() as started:
-        yield started
-
-
-@pytest.fixture
-def bucket(server: tuple[Any, tuple[str, int]]) -> Any:
-    return server[0]
 
 
 @pytest.fixture

@@ -6,13 +6,12 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from object_store import Proxy, fetched, s3_server
+from object_store import Proxy, fetched
 from processes import launch
 from support import Cli, Models, records_of, weights_of
 
@@ -21,24 +20,6 @@ from tgdpo.data import object_store
 
 FAST = ("--learning-rate", 1e-2, "--batch-size", 4, "--epochs", 2, "--logging-steps", 1, "--save-steps", 2,
         "--keep-checkpoints", 2, "--log-pairs", "--eval-fraction", 0.1)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[Any, tuple[str, int]]]:
-    with s3_server() as started:
-        yield started
-
-
-@pytest.fixture
-def bucket(server: tuple[Any, tuple[str, int]]) -> Any:
-    return server[0]
-
-
-@pytest.fixture
-def proxy(server: tuple[Any, tuple[str, int]]) -> Iterator[Proxy]:
-    started = Proxy(server[1])
-    yield started
-    started.close()
 
 
 @pytest.fixture
