@@ -98,7 +98,9 @@ class Checkpoints:
         parallel.wait()
         values = write(temporary)
         parallel.wait()
-        files = parallel.union(digests(temporary) if is_writer else {})
+        sees_files = parallel.is_on_main_machine or self._remote is not None
+        ours = digests(temporary, parallel.local_rank, parallel.local_count) if sees_files else {}
+        files = parallel.union(ours)
         if parallel.is_main:
             mark(temporary, State(values, files))
         if is_writer:

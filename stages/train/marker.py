@@ -34,9 +34,15 @@ class State(NamedTuple):
     """Every other file by its name relative to the checkpoint, with slashes."""
 
 
-def digests(folder: Path) -> dict[str, Digest]:
-    """Waits until all files of `folder` are on disk, and hashes them."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+def digests(folder: Path, part: int = 0, parts: int = 1) -> dict[str, Digest]:
+    """Waits until files of `folder` are on disk, and hashes them.
+
+    Args:
+        folder: what is in it.
+        part: which share of the files, of so many `parts`.
+        parts: in how many the work is shared out.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())[part::parts]
     with ThreadPoolExecutor(_READERS) as readers:
         found = readers.map(_synced, paths)
         return {path.relative_to(folder).as_posix(): digest for path, digest in zip(paths, found, strict=True)}

@@ -55,6 +55,8 @@ class Parallel:
         self.device: torch.device = self.accelerator.device
         self.count: int = self.accelerator.num_processes
         self.rank: int = self.accelerator.process_index
+        self.local_rank: int = self.accelerator.local_process_index
+        self.local_count = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
         self.kind = self._pick_kind(config, is_fsdp_launch=launched is not None)
         self.sharded_state = self.kind == "fsdp" and (config.checkpoint_state or self._fsdp.state) == "sharded"
         """Whether checkpoints hold a part of the state per process."""
@@ -100,7 +102,12 @@ class Parallel:
     @property
     def is_first_of_machine(self) -> bool:
         """Whether this process writes to what its machine has alone."""
-        return bool(self.accelerator.is_local_main_process)
+        return self.local_rank == 0
+
+    @property
+    def is_on_main_machine(self) -> bool:
+        """Whether the main process runs on this machine."""
+        return self.rank < self.local_count
 
     @property
     def load_device(self) -> torch.device:

@@ -135,7 +135,8 @@ def test_goes_on_where_it_was_killed(
     assert resumed[0] == resumed[1] == ""
     assert resumed[2].endswith("step-2")
     assert resumed[3].endswith(("step-4", "step-6"))
-    started = launch(*words, "--output", url, log=tmp_path / "log", environment={"TMPDIR": str(tmp_path)})
+    started = launch(*words, "--output", url, log=tmp_path / "log",
+                     environment={**proxy.environment, "TMPDIR": str(tmp_path)})  # fmt: skip
     assert started.wait() == [0], started.output
     copy = fetched(bucket, url, tmp_path / "copy")
     # The last kill may have come before the oldest checkpoint was removed, and no other was made after it.
@@ -244,15 +245,18 @@ def test_machines_without_a_shared_disk(
             folder.mkdir()
         return folders
 
-    calm = launch(*words, "--output", f"{url}-calm", log=tmp_path / "calm", machines=machines("calm"))
+    calm = launch(*words, "--output", f"{url}-calm", log=tmp_path / "calm", machines=machines("calm"),
+                  environment=proxy.environment)  # fmt: skip
     assert calm.wait() == [0, 0], calm.output
+    proxy.requests.clear()
     first = launch(*words, "--output", url, log=tmp_path / "first", machines=machines("first"),
                    environment=proxy.environment)  # fmt: skip
     until = time.monotonic() + 120
     while not any(each.path.endswith("step-4/trainer_state.json") for each in proxy.requests if each.method == "PUT"):
         assert time.monotonic() < until, first.output
     first.kill()
-    second = launch(*words, "--output", url, log=tmp_path / "second", machines=machines("second"))
+    second = launch(*words, "--output", url, log=tmp_path / "second", machines=machines("second"),
+                    environment=proxy.environment)  # fmt: skip
     assert second.wait() == [0, 0], second.output
     assert "going on from" in second.output
     run, undisturbed = (fetched(bucket, each, tmp_path / f"copy-{n}") for n, each in enumerate((url, f"{url}-calm")))
@@ -262,6 +266,7 @@ def test_machines_without_a_shared_disk(
         r | {"tokens_per_second": 0} for r in records_of(undisturbed)
     ]
     make_unfinished(bucket, url)
-    alone = launch(*words, "--output", url, log=tmp_path / "alone", environment={"TMPDIR": str(tmp_path)})
+    alone = launch(*words, "--output", url, log=tmp_path / "alone",
+                   environment={**proxy.environment, "TMPDIR": str(tmp_path)})  # fmt: skip
     assert alone.wait() == [0], alone.output
     assert "going on from" in alone.output
