@@ -16,7 +16,7 @@ from pathlib import Path
 from figures import curves_by_alpha, frontier
 from grid import SMOKE, SORTING, STORIES
 from runs import Study, default_workers
-from tables import alphas, convergence, guides, markdown, methods
+from tables import alphas, convergence, equal_kl, guides, markdown, methods
 
 from tgdpo.errors import TgdpoError
 
@@ -65,6 +65,8 @@ def report(study: Study) -> str:
         "## Alpha (Table 3)", markdown(alphas(results, curves)),
         "## Guides (Table 4)", markdown(guides(results)),
     ]  # fmt: skip
+    if len(grid.learning_rates) > 1:
+        parts += ["## Score minus DPO's at the same KL, by learning rate", markdown(equal_kl(results))]
     text = "\n\n".join(parts) + "\n"
     (study.folder / "report.md").write_text(text)
     return text

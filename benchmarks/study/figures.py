@@ -10,15 +10,19 @@ import matplotlib.pyplot as plt
 
 
 def frontier(results: pd.DataFrame, base: pd.DataFrame, scale: str, file: Path) -> None:
-    """Mean score against mean KL to the base, a point per method, learning rate and setting, means over seeds."""
+    """Mean score against mean KL to the base, a point per method, learning rate and setting, means over seeds; DPO's
+    learning rates are joined."""
     main = results[(results.part == "main") & (results.prompt % 2 == 1)]
     points = main.groupby(["method", "guide", "alpha", "learning_rate"])[["kl", "score"]].mean().reset_index()
     figure, axes = plt.subplots(figsize=(7, 4.5))
-    axes.scatter([0], [base[base.prompt % 2 == 1].score.mean()], color="black", marker="*", s=90, label="base")
+    axes.axhline(base[base.prompt % 2 == 1].score.mean(), color="black", linewidth=0.8, linestyle=":", label="base")
     for number, (name, group) in enumerate(points.groupby("method", sort=False)):
         marker = "D" if name == "tgdpo" else "o"
         axes.scatter(group.kl, group.score, label=name, marker=marker, color=f"C{number}", s=26)
-    axes.set(xlabel="KL to the base, nats per answer", ylabel=scale)
+        if name == "dpo":
+            by_kl = group.sort_values("kl")
+            axes.plot(by_kl.kl, by_kl.score, color=f"C{number}", linewidth=0.8)
+    axes.set(xlabel="KL to the base, nats per answer", ylabel=scale, xscale="log")
     axes.legend(fontsize=8, ncols=2)
     _save(figure, file)
 

@@ -5,6 +5,7 @@ Even prompts choose a learning rate per setting (by mean score over all seeds), 
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -110,6 +111,36 @@ def alphas(results: pd.DataFrame, curves: pd.DataFrame) -> list[Row]:
         row |= {"last loss": f"{last.loss.mean():.3f}", "f below 0, %": f"{100 * own['f/negative'].mean():.1f}"}
         rows.append(row | summary(frame) | {"score minus DPO's": minus(frame, dpo)})
     return rows
+
+
+def equal_kl(results: pd.DataFrame) -> list[Row]:
+    """Score minus what DPO has at the same KL to the base, a column per learning rate; odd prompts.
+
+    DPO's score there lies between those of its two learning rates next to that KL, linear in log KL. Where DPO has no
+    such KL, the cell is empty.
+    """
+    odd = results[(results.part == "main") & (results.prompt % 2 == 1)]
+    dpo = [frame for _, frame in odd[odd.method == "dpo"].groupby("learning_rate")]
+    rows: dict[str, Row] = {}
+    for (method, guide, alpha, rate), frame in odd[odd.method != "dpo"].groupby(
+        ["method", "guide", "alpha", "learning_rate"], sort=False
+    ):
+        row = rows.setdefault(_label(method, guide, alpha), {"method": _label(method, guide, alpha)})
+        there = _at_kl(dpo, frame.kl.mean())
+        row[f"{rate:g}"] = f"{minus(frame, there)} (KL {frame.kl.mean():.2g})" if there is not None else ""
+    return list(rows.values())
+
+
+def _at_kl(frames: list[pd.DataFrame], kl: float) -> pd.DataFrame | None:
+    """Prompt, seed and score of a method at a KL between those of two of its frames."""
+    by_kl = sorted(frames, key=lambda frame: frame.kl.mean())
+    for low, high in pairwise(by_kl):
+        lower, upper = low.kl.mean(), high.kl.mean()
+        if lower <= kl <= upper:
+            share = np.log(kl / lower) / np.log(upper / lower)
+            both = low.merge(high[["prompt", "seed", "score"]], on=["prompt", "seed"], suffixes=("", "_high"))
+            return both.assign(score=(1 - share) * both.score + share * both.score_high)
+    return None
 
 
 def guides(results: pd.DataFrame) -> list[Row]:

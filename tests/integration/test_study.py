@@ -1,5 +1,6 @@
 """The smoke form of benchmarks/study, as a user starts it."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -43,3 +44,25 @@ def test_smoke_goes_on_to_the_same_tables(tmp_path: Path) -> None:
     shutil.rmtree(folder / "runs" / lost)
     assert study(tmp_path) == report
     assert (folder / "results" / "main-dpo-lr0.001-s0.parquet").stat().st_mtime_ns == kept
+
+
+def test_differences_at_the_same_kl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers whose score is log KL plus something of their method's."""
+    monkeypatch.syspath_prepend(str(STUDY))
+    from tables import equal_kl
+
+    def answers(method: str, rate: float, kl: float, more: float) -> pd.DataFrame:
+        frame = pd.DataFrame([(prompt, seed) for prompt in range(6) for seed in range(2)], columns=["prompt", "seed"])
+        of_prompt = frame.prompt / 10 + frame.seed / 100
+        return frame.assign(part="main", method=method, guide="", alpha=0.0, learning_rate=rate, kl=kl,
+                            score=math.log(kl) + of_prompt + more)  # fmt: skip
+
+    results = pd.concat(
+        [answers("dpo", rate, kl, 0) for rate, kl in ((1e-5, 0.1), (1e-4, 2.0), (1e-3, 9.0))]
+        + [answers("better", rate, kl, 0.5) for rate, kl in ((1e-5, 0.3), (1e-4, 4.0), (1e-3, 20.0))]
+        + [answers("alike", 1e-4, 2.0, 0)]
+    )
+    assert equal_kl(results) == [
+        {"method": "BETTER", "1e-05": "+0.500 ± 0.000 (KL 0.3)", "0.0001": "+0.500 ± 0.000 (KL 4)", "0.001": ""},
+        {"method": "ALIKE", "0.0001": "+0.000 ± 0.000 (KL 2)"},
+    ]
