@@ -599,9 +599,9 @@ class TestOutput:
     @pytest.mark.parametrize(
         ("command", "url", "says"),
         [
-            ("train", "s3://bucket/run", ["to a folder", "copy it"]),
-            ("train", "s3://key:word@bucket/run", ["to a folder", "copy it"]),
-            ("train", "https://host/a?sig=word", ["to a folder", "copy it"]),
+            ("train", "s3://key:word@bucket/run", ["holds credentials", "into the environment"]),
+            ("train", "https://host/a?sig=word", ["holds credentials", "into the environment"]),
+            ("train", "hf://models/a/b", ["to a folder or to s3://", "copy it"]),
             ("score", "https://host/a", ["to a folder or to s3://", "copy it"]),
             ("score", "hf://datasets/a/b", ["to a folder or to s3://", "copy it"]),
             ("score", "memory://cache", ["to a folder or to s3://", "copy it"]),
