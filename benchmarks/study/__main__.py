@@ -47,8 +47,8 @@ def main() -> None:
 def report(study: Study) -> str:
     """Writes raw results, figures and tables. Returns the tables."""
     results, base, curves = study.results(), study.base_results(), study.curves()
-    results.to_parquet(study.folder / "results.parquet", index=False)
-    curves.to_parquet(study.folder / "curves.parquet", index=False)
+    for name, frame in (("results", results), ("curves", curves)):
+        frame.to_parquet(study.folder / f"{name}.parquet", index=False, compression="zstd", compression_level=19)
     task = study.task()
     frontier(results, base, task.scale, study.folder / "frontier.png")
     curves_by_alpha(curves, study.folder / "curves.png")
