@@ -253,7 +253,8 @@ class RunFolder:
         """run.json: identity, `id`, `finished`, and then the `summary`. Raises TrainingError where it is damaged."""
         try:
             record: dict[str, Any] = json.loads(self._run.read_bytes())
-            if not isinstance(record["identity"], dict) or not isinstance(record["finished"], bool):
+            summary = record["summary"] if record["finished"] else {}
+            if not all(isinstance(each, dict) for each in (record["identity"], summary)):
                 raise ValueError("other values than it had")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise TrainingError(

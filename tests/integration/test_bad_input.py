@@ -694,6 +694,9 @@ class TestOutput:
             (output / name).unlink()
             refused(*command, code=1, says=[str(output)])
             (output / name).write_bytes(content)
+        (output / "run.json").write_text('{"identity": {}, "finished": true}')
+        refused(*command, code=1, says=[str(output / "run.json"), "damaged ('summary')"])
+        (output / "run.json").write_bytes(content)
         assert "finished already" in ok(*command).stderr
 
     def test_training_into_something_else(self, refused: Refused, models: Models, cache: Path, output: Path) -> None:
