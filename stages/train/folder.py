@@ -281,9 +281,8 @@ class RunFolder:
         return self.path
 
     def leave(self) -> None:
-        """Removes what is on this machine of a run that the store has all of but what trackers have written last."""
+        """Removes what is on this machine of a run that the store has all of."""
         if self._remote:
-            self._remote.put_logs()
             shutil.rmtree(self.path.parent, ignore_errors=True)
 
     # Logs

@@ -9,8 +9,9 @@ from pathlib import Path
 from ...errors import TrainingError
 from ..hub import make_repository, reason
 from .config import TrainConfig
+from .remote import CONFIG, METRICS, PAIRS, RECORD
 
-_NOT_PUSHED = ("run.json", "config.yaml", "metrics.jsonl", "pairs.jsonl")
+_NOT_PUSHED = (RECORD, CONFIG, METRICS, PAIRS)
 """What the run folder holds beside the model; it names paths of the machine."""
 
 

@@ -82,7 +82,8 @@ class RemoteRun:
         remote, local = f"{CHECKPOINTS}/{name}", self._folder / CHECKPOINTS / name
         shutil.rmtree(local, ignore_errors=True)
         local.mkdir(parents=True)
-        with suppress(FileNotFoundError, ValueError):  # whoever reads the checkpoint then says what is wrong with it
+        # Whoever reads the checkpoint then says what is wrong with it.
+        with suppress(FileNotFoundError, ValueError, RecursionError):
             marker = self._store.read(f"{remote}/{MARKER}")
             (local / MARKER).write_bytes(marker)
             for file in parse_state(marker, f"{self._store}/{remote}").files:

@@ -62,14 +62,17 @@ def train(config: TrainConfig, *, start: LoadedModel | None = None, tokenizer: A
         folder = RunFolder(config)
         result, repository = _train(config, cache, source, tokenizer, parallel, folder)
         parallel.end()
-        is_last_here = parallel.is_first_of_machine
+        is_main, is_first_of_machine = parallel.is_main, parallel.is_first_of_machine
     finally:
         # accelerate keeps its state for the whole process; a second run may have other settings.
         AcceleratorState._reset_state(reset_partial_state=True)
+    has_trained = result.policy is not None
+    if has_trained and is_main:
+        folder.sync_logs()  # what trackers have written at their end
     if repository:
-        path = folder.path if result.policy is not None else folder.fetch_model()
+        path = folder.path if has_trained else folder.fetch_model()
         log(f"pushed to {push(path, repository)}")
-    if is_last_here:
+    if is_first_of_machine:
         folder.leave()
     return result
 
