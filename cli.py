@@ -5,12 +5,15 @@ wrong, 130 interrupted, 143 terminated. torch and transformers are imported only
 """
 
 import errno
+import functools
+import inspect
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,16 +62,45 @@ PlannedSpeed = Annotated[
     ),
 ]
 Cache = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the reward cache.", show_default=False)]
+DEBUG = "TGDPO_DEBUG"
+Debug = Annotated[bool, typer.Option("--debug", help=f"Show the traceback behind an error line, as {DEBUG}=1 does.")]
+
+
+def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds a function to the program as the command `name`, with --debug, which every command has."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())
+        debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+
+        @functools.wraps(function)
+        def wrapped(*, debug: bool, **values: Any) -> None:
+            if debug:
+                os.environ[DEBUG] = "1"
+            function(**values)
+
+        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, debug)]
+        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        app.command(name)(wrapped)
+        return function
+
+    return decorate
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    debug: Debug = False,
+) -> None:
+    if debug:
+        os.environ[DEBUG] = "1"
     if version:
         typer.echo(f"tgdpo {__version__}")
         raise typer.Exit
 
 
-@app.command("score")
+@_command("score")
 @options_of(ScoreConfig)
 def score_command(given: dict[str, Any], config: ConfigFile = None, dry_run: DryRun = False) -> None:
     """Run guidance and reference once and write per-token rewards to a cache of Parquet shards."""
@@ -91,7 +123,7 @@ def score_command(given: dict[str, Any], config: ConfigFile = None, dry_run: Dry
     typer.echo(f"{settings.output}: {counts.scored} pairs scored, {counts.set_aside} set aside")
 
 
-@app.command("train")
+@_command("train")
 @options_of(TrainConfig)
 def train_command(
     given: dict[str, Any],
@@ -123,7 +155,7 @@ def train_command(
         typer.echo(f"{result.output}: {_shown_metrics(result.summary)}")
 
 
-@app.command("run")
+@_command("run")
 def run_command(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="YAML file with sections score and train.")],
 ) -> None:
@@ -134,7 +166,7 @@ def run_command(
     typer.echo(f"{result.output}: {_shown_metrics(result.summary)}")
 
 
-@app.command("verify")
+@_command("verify")
 def verify_command(cache: Cache) -> None:
     """Check a cache: hashes, schema, counts. One line per problem, exit code 1 if there is any."""
     from .data.cache import RewardCache
@@ -149,7 +181,7 @@ def verify_command(cache: Cache) -> None:
     typer.echo(f"{cache}: {len(opened)} pairs in {len(opened.manifest.shards)} shards, all as the manifest says")
 
 
-@app.command("inspect")
+@_command("inspect")
 @options_of(InspectConfig)
 def inspect_command(
     given: dict[str, Any],
@@ -162,7 +194,7 @@ def inspect_command(
     inspect(cache, _settings(InspectConfig, "inspect", None, given), as_json=as_json)
 
 
-@app.command("report")
+@_command("report")
 def report_command(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
     html: Annotated[Path, typer.Option("--html", help="The page to write; it needs no network.")] = Path("runs.html"),
@@ -173,7 +205,7 @@ def report_command(
     report(runs, html.expanduser())
 
 
-@app.command("push")
+@_command("push")
 def push_command(
     cache: Cache,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Dataset on the hub, USER/NAME or NAME.")],
@@ -188,7 +220,16 @@ def push_command(
     typer.echo(push_cache(cache, name, private=private, licence=licence))
 
 
-@app.command("demo")
+@_command("env")
+def env_command() -> None:
+    """Print versions and hardware, for a bug report."""
+    from .stages.provenance import environment
+
+    for name, value in environment().items():
+        typer.echo(f"{name}: {value}")
+
+
+@_command("demo")
 def demo_command(
     output: Annotated[Path, typer.Option("--output", help="Folder for everything the demo makes.")] = Path(
         "tgdpo-demo"
@@ -300,6 +341,8 @@ def _fail(message: str, code: int) -> int:
         # What every process met, the main one says; its launcher ends this one meanwhile.
         time.sleep(10)
     with suppress(OSError):  # on a full disk, a log may have no room for the line
+        if os.environ.get(DEBUG, "0") not in ("", "0") and sys.exc_info()[0] is not None:
+            traceback.print_exc()
         print(f"tgdpo: {_one_safe_line(message)}", file=sys.stderr)
     return code
 

@@ -20,9 +20,9 @@ RewardKind = Literal["log-ratio", "token-classification", "none"]
 Fingerprint = dict[str, Any]
 """Everything that decides a score, flat: field name to a JSON value."""
 
-ENVIRONMENT_FIELDS = ("device", "torch", "transformers", "vllm", "pyarrow", "tgdpo", "environments")
-"""Fields of the fingerprint that say where a cache was made. They must agree while it is being written, so that one
-cache never mixes two library versions; a finished cache stays what it is after an upgrade."""
+ENVIRONMENT_FIELDS = ("device", "torch", "transformers", "vllm", "pyarrow", "tgdpo", "score_version", "environments")
+"""Fields of the fingerprint that say where a cache was made. All but `tgdpo` must agree while it is being written, so
+that one cache never mixes two library versions; a finished cache stays what it is after an upgrade."""
 
 ROW_GROUP_BYTES = 100
 """At the least, in a file of this format: its entry in the footer alone is several times this."""

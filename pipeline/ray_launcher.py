@@ -16,7 +16,7 @@ from ..stages.score.config import ScoreConfig
 from ..stages.score.finish import publish_manifest
 from ..stages.score.folder import OutputFolder
 from ..stages.score.passes import Progress
-from ..stages.score.plan import FreshPlan, ScorePlan, plan_score
+from ..stages.score.plan import FreshPlan, ScorePlan
 from ..stages.score.prepare import prepare_share
 from ..stages.score.records import Prepared, SetAsideRow
 from ..stages.score.run import (
@@ -24,6 +24,7 @@ from ..stages.score.run import (
     jobs_of,
     or_finished_elsewhere,
     passes_of,
+    plan_in,
     prepare_checked,
     say_engine,
 )
@@ -48,7 +49,7 @@ def score_with_ray(config: ScoreConfig) -> Manifest:
     folder = OutputFolder(config.output)
     with cluster(ray, config.address):
         pool = pool_of(ray, config)
-        plan = plan_score(config, device=device_of(config, pool.gpus))
+        plan = plan_in(folder, config, device=device_of(config, pool.gpus))
         finished = finished_already(plan, folder)
         if finished is not None:
             return finished

@@ -3,11 +3,13 @@
 The field docstrings are the help texts of the command line; `panel` groups them there.
 """
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from ..data.addresses import is_url, why_not_writable
 
@@ -23,7 +25,13 @@ def parse_yaml(content: str | bytes) -> Any:
 
 
 class Settings(BaseModel):
-    """A configuration; every field is an option of the command line and a key of the YAML file."""
+    """A configuration; every field is an option of the command line and a key of the YAML file.
+
+    Work that an earlier version recorded may lack an option, or have one that is gone: see `option` and `gone`.
+    """
+
+    gone: ClassVar[Mapping[str, Any]] = {}
+    """Options of earlier versions that no longer exist, with their defaults; at these values they are ignored."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
@@ -32,6 +40,43 @@ class Settings(BaseModel):
     def to_yaml(self) -> str:
         """All options with their values, in the form that --config reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ignore_gone(cls, given: Any) -> Any:
+        return cls._without_gone(given) if isinstance(given, dict) else given
+
+    @classmethod
+    def _without_gone(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if name not in cls.gone or value != cls.gone[name]}
+
+    @classmethod
+    def completed(cls, recorded: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, Any]:
+        """Recorded options as this version would have recorded them, as JSON values.
+
+        Args:
+            recorded: what an earlier version recorded.
+            names: the options that are recorded, all by default.
+        """
+        completed: dict[str, Any] = to_jsonable_python(cls._before(names)) | cls._without_gone(recorded)
+        return completed
+
+    def as_begun(self, recorded: Mapping[str, Any], names: Iterable[str] | None = None) -> Self:
+        """These options for work that an earlier version began: one that it did not know, and that is not set here,
+        has the value that says what that version did. Arguments as in `completed`."""
+        known = recorded.keys() | self.model_fields_set
+        unknown = {name: value for name, value in self._before(names).items() if name not in known}
+        return self.model_copy(update=unknown) if unknown else self
+
+    @classmethod
+    def _before(cls, names: Iterable[str] | None) -> dict[str, Any]:
+        """What versions did that had no such options; nothing of required ones, which all versions had."""
+        fields = {name: cls.model_fields[name] for name in names or cls.model_fields}
+        extras = {name: field.json_schema_extra for name, field in fields.items() if not field.is_required()}
+        return {
+            name: extra.get("before", fields[name].default) if isinstance(extra, dict) else fields[name].default
+            for name, extra in extras.items()
+        }
 
 
 def writable(output: str) -> str:
@@ -42,9 +87,17 @@ def writable(output: str) -> str:
     return output
 
 
-def option(panel: str, default: Any = ..., **constraints: Any) -> Any:
-    """A field shown under `panel` in the help; `constraints` are pydantic's (gt, ge, le …)."""
-    return Field(default, json_schema_extra={"panel": panel}, **constraints)
+def option(panel: str, default: Any = ..., *, before: Any = ..., **constraints: Any) -> Any:
+    """A field of a configuration.
+
+    Args:
+        panel: where the help shows it.
+        default: its default; without one it is required.
+        before: the value that says what versions did that had no such option. By default, the default.
+        constraints: pydantic's (gt, ge, le …).
+    """
+    extra: dict[str, Any] = {"panel": panel} if before is ... else {"panel": panel, "before": before}
+    return Field(default, json_schema_extra=extra, **constraints)
 
 
 def panel_of(field: FieldInfo) -> str | None:

@@ -13,6 +13,12 @@ from .share import Share
 DATA, MODELS, LENGTHS, RUN, ENGINE = "Preference set", "Models", "Lengths", "Run", "Engine"
 WORKERS, PLAN = "Many workers", "Planning"
 
+TEXT_OPTIONS = (
+    *("split", "prompt_column", "chosen_column", "rejected_column", "allow_control_tokens"),
+    *("max_length", "max_prompt_length", "overlong", "pairs_per_shard"),
+)
+"""Options that decide the prepared tokens, each a field of the fingerprint."""
+
 
 class ScoreConfig(Settings):
     """Everything that `tgdpo score` can be told."""

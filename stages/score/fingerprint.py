@@ -7,20 +7,16 @@ from typing import Any
 
 import torch
 
+from ... import __version__
 from ...data.manifest import ENVIRONMENT_FIELDS, Fingerprint
 from ...data.preferences import PreferenceSet
 from ...data.tokenization import chat_template_hash, tokenizer_hash
+from ...data.versions import SCORE_VERSION
 from ..models import ModelSource
-from .config import ScoreConfig
+from .config import TEXT_OPTIONS, ScoreConfig
 from .engines import engine_class
 from .guides import Guide, reward_kind
 from .samples import SAMPLES
-
-TEXT_OPTIONS = (
-    *("split", "prompt_column", "chosen_column", "rejected_column", "allow_control_tokens"),
-    *("max_length", "max_prompt_length", "overlong", "pairs_per_shard"),
-)
-"""Options that decide the prepared tokens, each a field of the fingerprint."""
 
 
 def text_fingerprint(config: ScoreConfig, preferences: PreferenceSet, tokenizer: Any) -> Fingerprint:
@@ -51,7 +47,8 @@ def run_fingerprint(dtype: torch.dtype, device: torch.device) -> Fingerprint:
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type if device.type != "cpu" else f"cpu {platform.machine()}",
-        "tgdpo": version("tgdpo"),
+        "score_version": SCORE_VERSION,
+        "tgdpo": __version__,
         "torch": version("torch"),
         "pyarrow": version("pyarrow"),
     }

@@ -24,11 +24,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ...data.files import TEMPORARY_SUFFIX
-from ...data.manifest import ENVIRONMENT_FIELDS, Fingerprint, Manifest, differing_fields
+from ...data.manifest import ENVIRONMENT_FIELDS, Fingerprint, Manifest
 from ...data.schema import MANIFEST_NAME, SET_ASIDE_NAME, shard_name
 from ...data.storage import Storage
 from ...data.store import PROBE, StoredFile, open_store
 from ...errors import CacheError, StorageError
+from .upgrade import begun_by, completed, differing, maker
 
 WORK = "_work"
 BEGUN = "begun-"
@@ -134,7 +135,14 @@ class OutputFolder:
         theirs = self._their_settings()
         if theirs is None or not self.shard_count() or self.unprepared():
             return False
+        theirs = completed(theirs)
         return all(theirs.get(name) == value for name, value in settings.items())
+
+    def recorded(self) -> Fingerprint | None:
+        """The fingerprint of the run that is in the folder, finished or not; None where there is none."""
+        if self.store.file(MANIFEST_NAME).exists():
+            return Manifest.read(Storage(self.store.location)).fingerprint
+        return self._their_settings()
 
     def finished(self, fingerprint: Fingerprint) -> Manifest | None:
         """The manifest of a finished cache with these settings, None where the cache is not finished.
@@ -224,7 +232,12 @@ class OutputFolder:
         self.store.remove_temporaries(of_the_living=True)
 
     def _require_same(self, ours: Fingerprint, theirs: Fingerprint, *, ignore: tuple[str, ...] = ()) -> None:
-        fields = differing_fields(ours, theirs, ignore=ignore)
+        fields, theirs = differing(ours, theirs, ignore=ignore), completed(theirs)
+        if "score_version" in fields:
+            raise CacheError(
+                f"--output {self} was begun by {maker(theirs)}",
+                fix=f"finish it with tgdpo {begun_by(theirs)}, or use another --output",
+            )
         if fields:
             differences = ", ".join(
                 f"{name} ({_short(theirs.get(name))}, now {_short(ours.get(name))})" for name in fields

@@ -14,12 +14,14 @@ import torch
 from ...data.cache import RewardCache
 from ...data.manifest import AddedGuide, Fingerprint, RewardKind
 from ...data.tokenization import chat_template_hash, vocabulary_hash
+from ...data.versions import SCORE_VERSION
 from ...errors import ModelError, UsageError
-from ..console import warn
+from ..console import log, warn
 from ..models import ModelSource, has_tokenizer, load_tokenizer, pick_device, pick_dtype, resolve
 from .config import ScoreConfig
 from .engines.choice import AUTO, Choice
 from .fingerprint import (
+    added_fingerprint,
     all_added,
     engine_fingerprint,
     environments,
@@ -32,6 +34,7 @@ from .passes import GUIDE
 from .plan import ScorePlan
 from .reuse_settings import TAKEN_OVER, arguments_of, completed, settings_of
 from .samples import SAMPLES
+from .upgrade import maker
 
 _MADE_BY = ("device", "torch", "transformers", "vllm")
 """Fields of the environment that may show in scores."""
@@ -54,15 +57,19 @@ class ReusePlan(ScorePlan):
     """A run over the pairs of a finished cache."""
 
     source: RewardCache
+    rescores: bool = False
+    """Whether nothing but the pairs is taken over: the cache's scores were computed in another way."""
 
     @property
     def roles(self) -> list[str]:
         """See `ScorePlan.roles`: the reference's is done, and guidance's where no other is named."""
-        return super().roles[1:]
+        return super().roles if self.rescores else super().roles[1:]
 
     @property
     def kept(self) -> tuple[str, ...]:
         """Roles whose columns are the cache's."""
+        if self.rescores:
+            return ()
         has_guidance = self.guidance is None and self.source.manifest.reward_kind != "none"
         guides = [GUIDE + guide.name for guide in self.source.manifest.added_guides]
         has_samples = self.source.manifest.reference_samples > 0
@@ -86,12 +93,12 @@ class ReusePlan(ScorePlan):
     @property
     def listed_guides(self) -> list[AddedGuide]:
         """See `ScorePlan.listed_guides`."""
-        return [*self.source.manifest.added_guides, *super().listed_guides]
+        return [*([] if self.rescores else self.source.manifest.added_guides), *super().listed_guides]
 
     @property
     def samples(self) -> int:
         """See `ScorePlan.samples`."""
-        return super().samples or self.source.manifest.reference_samples
+        return super().samples or (0 if self.rescores else self.source.manifest.reference_samples)
 
     @property
     def vocabulary_sha256(self) -> str:
@@ -134,24 +141,21 @@ def plan_reuse(config: ScoreConfig, *, device: torch.device | None = None, weigh
     """
     source = RewardCache(str(config.reuse))
     made_with = settings_of(source)
+    rescores = made_with["score_version"] != SCORE_VERSION
     reason = f"that of {source.storage}" if config.engine == AUTO else None
     config = completed(config, source)
     find = partial(resolve, trust_remote_code=config.trust_remote_code, weights=weights)
     guidance = find_guidance(config.guidance, "--guidance", find) if config.guidance else None
-    reference, guidance_base = _models(config, source, guidance, find, weights=weights)
+    if rescores:
+        log(f"all scores are made again: {_why_again(source)}")
+        config = config.model_copy(update={"reference": config.reference or source.manifest.reference})
+    reference, guidance_base = _models(config, source, guidance, find, weights=weights, rescores=rescores)
     added = added_guides(config, find, [each for each in (reference, guidance_base) if each and each.config])
-    _require_new_columns(config, added, source)
+    _require_columns(config, added, source, rescores=rescores)
     _require_check_possible(config, reference)
     dtype, device = pick_dtype(str(config.dtype), reference), device or pick_device(config.device)
     arguments = arguments_of(config, source)
-    fingerprint: Fingerprint = {}
-    if weights:
-        here = run_fingerprint(dtype, device) | engine_fingerprint(config.engine, arguments)
-        fingerprint = {name: made_with[name] for name in TAKEN_OVER} if guidance else without_additions(made_with)
-        fingerprint |= guidance_fingerprint(guidance, guidance_base) | here if guidance else {}
-        fingerprint |= all_added(made_with, added, config.reference_samples)
-        new = [*(guide.name for guide in added), *([SAMPLES] if config.reference_samples else [])]
-        fingerprint |= environments(made_with, here, fingerprint, new)
+    here = run_fingerprint(dtype, device) | engine_fingerprint(config.engine, arguments) if weights else {}
     plan = ReusePlan(
         config=config,
         reference=reference,
@@ -162,14 +166,37 @@ def plan_reuse(config: ScoreConfig, *, device: torch.device | None = None, weigh
         device=device,
         engine=Choice(config.engine, reason),
         engine_arguments=arguments,
-        fingerprint=fingerprint,
+        fingerprint=_fingerprint(made_with, config, guidance, guidance_base, added, here, rescores) if weights else {},
         source=source,
+        rescores=rescores,
         added=added,
     )
     if weights:
         plan.require_engine_fits()
         _say_what_differs(plan)
     return plan
+
+
+def _fingerprint(
+    made_with: Fingerprint,
+    config: ScoreConfig,
+    guidance: ModelSource | None,
+    guidance_base: ModelSource | None,
+    added: Sequence[Guide],
+    here: Fingerprint,
+    rescores: bool,
+) -> Fingerprint:
+    """What the cache was made with where it is taken over, and what is made here."""
+    taken_over = {name: made_with[name] for name in TAKEN_OVER}
+    if rescores:
+        new = guidance_fingerprint(guidance, guidance_base) | added_fingerprint(added, config.reference_samples)
+        return taken_over | here | new
+    fingerprint = without_additions(made_with)
+    if guidance:
+        fingerprint = taken_over | guidance_fingerprint(guidance, guidance_base) | here
+    fingerprint |= all_added(made_with, added, config.reference_samples)
+    parts = [*(guide.name for guide in added), *([SAMPLES] if config.reference_samples else [])]
+    return fingerprint | environments(made_with, here, fingerprint, parts)
 
 
 # Models
@@ -182,10 +209,13 @@ def _models(
     find: Find,
     *,
     weights: bool,
+    rescores: bool,
 ) -> tuple[ModelSource, ModelSource | None]:
     """The reference, perhaps known by its hash alone, and the base of guidance where that is an adapter."""
     theirs = str(source.manifest.fingerprint["reference_sha256"])
     recorded = RecordedModel(source.manifest.reference, Path("/dev/null"), "causal-lm", {}, recorded_hash=theirs)
+    if rescores:
+        return _reference_again(config, source, guidance, find, theirs if weights else None)
     if config.reference:
         found, base = reference_and_base(config, guidance, find)
         if weights and found.content_hash != theirs:
@@ -201,18 +231,47 @@ def _models(
     return (base if weights and base.content_hash == theirs else recorded), base
 
 
-def _require_new_columns(config: ScoreConfig, added: Sequence[Guide], source: RewardCache) -> None:
-    if config.reference_samples and source.manifest.reference_samples:
+def _reference_again(
+    config: ScoreConfig, source: RewardCache, guidance: ModelSource | None, find: Find, theirs: str | None
+) -> tuple[ModelSource, ModelSource | None]:
+    """The model that scored the cache, with the hash `theirs` (None: whatever is there), to be run again."""
+    try:
+        found, base = reference_and_base(config, guidance, find)
+        problem = "is another model now" if theirs not in (None, found.content_hash) else None
+    except ModelError as error:
+        problem = f"cannot be used ({error.problem})"
+    if problem:
+        raise ModelError(
+            f"{_why_again(source)}, so its reference is needed, and {config.reference} {problem}",
+            fix="name the model that scored it with --reference, or score without --reuse",
+        )
+    return found, base
+
+
+def _why_again(source: RewardCache) -> str:
+    return f"{source.storage} was made by {maker(settings_of(source))}"
+
+
+def _require_columns(config: ScoreConfig, added: Sequence[Guide], source: RewardCache, *, rescores: bool) -> None:
+    """Raises UsageError where the run would lose columns of the cache, or make some that it has."""
+    manifest = source.manifest
+    theirs, ours = {guide.name: guide.guidance for guide in manifest.added_guides}, {guide.name for guide in added}
+    if rescores:
+        missing = [f"--guidance {manifest.guidance}"] if manifest.guidance and not config.guidance else []
+        missing += [f"--add-guidance {name}={model}" for name, model in theirs.items() if name not in ours]
+        if manifest.reference_samples and not config.reference_samples:
+            missing.append(f"--reference-samples {manifest.reference_samples}")
+        if missing:
+            raise UsageError(_why_again(source), fix=f"add {' '.join(missing)}, or score without --reuse")
+        return
+    if config.reference_samples and manifest.reference_samples:
         raise UsageError(
             f"--reference-samples {config.reference_samples}: {source.storage} has "
-            f"{source.manifest.reference_samples} for each token",
+            f"{manifest.reference_samples} for each token",
             fix="leave it out: they are taken over",
         )
-    for guide in added:
-        if guide.name in {other.name for other in source.manifest.added_guides}:
-            raise UsageError(
-                f"--add-guidance {guide.name}: {source.storage} has a guide of that name", fix="choose another name"
-            )
+    for name in sorted(ours & theirs.keys()):
+        raise UsageError(f"--add-guidance {name}: {source.storage} has a guide of that name", fix="choose another name")
 
 
 def _require_check_possible(config: ScoreConfig, reference: ModelSource) -> None:

@@ -15,10 +15,10 @@ from ...data.preferences import PreferenceSet
 from ...data.tokenization import tokenizer_hash
 from ...errors import CacheError, UsageError
 from ..models import load_tokenizer, tokenizer_source
-from .config import ScoreConfig
+from .config import TEXT_OPTIONS, ScoreConfig
 from .engines import ENGINES, NAMED_ARGUMENTS, engine_class
 from .engines.choice import AUTO, engine_arguments
-from .fingerprint import TEXT_OPTIONS
+from .upgrade import completed as completed_fingerprint
 
 OPTIONS = (*TEXT_OPTIONS, "attn_implementation", "dtype", "engine")
 """Options that are the cache's where nothing else is said."""
@@ -33,7 +33,7 @@ ATTENTIONS = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "
 
 def settings_of(source: RewardCache) -> Fingerprint:
     """The cache's fingerprint. Raises CacheError where it does not say what the reference was run with."""
-    made_with = source.manifest.fingerprint
+    made_with = completed_fingerprint(source.manifest.fingerprint)
     missing = [name for name in (*TAKEN_OVER, "dtype", "engine") if name not in made_with]
     if missing:
         raise CacheError(

@@ -6,13 +6,16 @@ workers that share an output folder need nothing else to share.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
+
+import torch
 
 from ...data.manifest import Manifest
 from ...errors import StorageError, TgdpoError
 from ..console import log, meter, quiet_libraries
 from .check import check_engines, other_plan
-from .config import ScoreConfig
+from .config import TEXT_OPTIONS, ScoreConfig
 from .engines import Engine, engine_class
 from .engines.isolated import DEATHS, isolated
 from .finish import finished_shard, publish_manifest
@@ -25,6 +28,7 @@ from .reuse import ReusePlan
 from .reused_pairs import prepare_reused
 from .samples import SAMPLES
 from .share import WHOLE, Share
+from .upgrade import differing
 
 Outcome = TypeVar("Outcome")
 
@@ -40,12 +44,25 @@ def score(config: ScoreConfig) -> Manifest | None:
     """
     quiet_libraries()
     folder = OutputFolder(config.output)  # what is wrong with the address is said before models are read
-    plan = plan_score(config)
+    plan = plan_in(folder, config)
     share = Share.parse(config.worker) if config.worker else WHOLE
     finished = finished_already(plan, folder)
     if finished is not None:
         return finished
     return or_finished_elsewhere(plan, folder, lambda: ScoreRun(plan, folder, share).finish())
+
+
+def plan_in(folder: OutputFolder, config: ScoreConfig, *, device: torch.device | None = None) -> ScorePlan:
+    """The plan of a run in `folder`; arguments and errors as in `plan_score`.
+
+    Work that an earlier version began there is finished under the fingerprint that it was begun with, so that all its
+    files say the same.
+    """
+    recorded = folder.recorded()
+    if recorded is None:
+        return plan_score(config, device=device)
+    plan = plan_score(config.as_begun(recorded, TEXT_OPTIONS), device=device)
+    return plan if differing(plan.fingerprint, recorded) else replace(plan, fingerprint=recorded)
 
 
 def finished_already(plan: ScorePlan, folder: OutputFolder) -> Manifest | None:

@@ -8,11 +8,14 @@ from ...data.cache import RewardCache
 from ..hub import CITATION
 from ..settings import panel_of
 from .config import BATCH, LORA, LOSS, OPTIMIZER, TrainConfig
+from .history import History
 from .losses import LOSSES
 
 
-def write_card(folder: Path, config: TrainConfig, cache: RewardCache, summary: dict[str, Any]) -> None:
-    """Writes README.md: what the model was trained from, with which settings, and the last metrics."""
+def write_card(
+    folder: Path, config: TrainConfig, cache: RewardCache, summary: dict[str, Any], history: History
+) -> None:
+    """Writes README.md: what the model was trained from, with which settings and on what, and the last metrics."""
     manifest = cache.manifest
     rows = [f"| {name} | {value} |" for name, value in _settings(config).items()]
     metrics = [f"| {name} | {value:.6g} |" for name, value in summary.items() if isinstance(value, float)]
@@ -45,6 +48,10 @@ def write_card(folder: Path, config: TrainConfig, cache: RewardCache, summary: d
         "|---|---|",
         *rows,
         "",
+        "| made with | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in _made_with(history, summary).items()),
+        "",
         "| last logged | |",
         "|---|---|",
         *metrics,
@@ -53,6 +60,18 @@ def write_card(folder: Path, config: TrainConfig, cache: RewardCache, summary: d
         "",
     ]
     (folder / "README.md").write_text("\n".join(text))
+
+
+def _made_with(history: History, summary: dict[str, Any]) -> dict[str, Any]:
+    """What the last start ran on, and the work of all."""
+    last = {name.replace("_", " "): value for name, value in history.starts[-1].items() if name != "step"}
+    resumed = [start["step"] for start in history.starts[1:]]
+    work = {
+        "resumed at step": ", ".join(map(str, resumed)),
+        "training seconds": history.seconds,
+        "tokens": f"{summary['tokens']:,}",
+    }
+    return {name: value for name, value in (last | work).items() if value not in (None, "")}
 
 
 def _base_model(config: TrainConfig) -> list[str]:

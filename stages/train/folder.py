@@ -5,7 +5,7 @@ OUTPUT/metrics.jsonl       one object per logged step
 OUTPUT/pairs.jsonl         by option, the pairs of every step
 OUTPUT/checkpoints/step-N/
 OUTPUT/model.safetensors, config.json, tokenizer.json, README.md …   the trained policy
-OUTPUT/run.json            cache and model it was made from; with `finished` written last
+OUTPUT/run.json            cache and model it was made from, what trained it; with `finished` written last
 """
 
 import json
@@ -25,6 +25,7 @@ from ..console import log, warn
 from ..settings import parse_yaml
 from .checkpoint import Checkpoints
 from .config import TrainConfig
+from .history import History, require_same_steps
 from .logs import JsonLines, parse_lines
 from .marker import problem_of, read_state
 from .parallel import Parallel
@@ -101,14 +102,16 @@ class RunFolder:
 
     # Whose it is
 
-    def claim(self, identity: dict[str, Any]) -> Start:
-        """Makes the folder this run's, or goes on in it. A run that has not trained a step yet is started over.
+    def claim(self, identity: dict[str, Any], history: History) -> Start:
+        """Makes the folder this run's, or resumes the run in it. A run that has not trained a step yet is started over.
 
         Args:
             identity: what the run is made from: hashes of cache and model.
+            history: of a run that starts now.
 
         Raises:
-            TrainingError: the folder holds another run, or something else.
+            TrainingError: the folder holds another run, one whose steps were computed in another way, or something
+                else.
         """
         self._identity = identity
         if self._remote:
@@ -119,13 +122,15 @@ class RunFolder:
             if record["finished"] or self._has_trained():
                 self._require_same(record)
                 self._id = record.get("id", self._id)
+                if not record["finished"]:
+                    require_same_steps(record, f"--output {self.output} was")
                 return Start(summary=record["summary"]) if record["finished"] else self._newest()
         elif self._holds_something_else():
             raise TrainingError(f"--output {self.output} exists and holds no run", fix="name a new or an empty folder")
         start = self._newest()
         self.path.mkdir(parents=True, exist_ok=True)
         # The record first: a run that is killed between the two has trained nothing, and is known as one to start over.
-        self._write_record(finished=False)
+        self._write_record(history, finished=False)
         replace(self._config_file, lambda path: path.write_text(self._config.to_yaml()))
         if self._remote:
             self._remote.put_logs()
@@ -156,19 +161,16 @@ class RunFolder:
             )
 
     def _their_options(self) -> dict[str, Any]:
-        options, problem = None, "no mapping of options"
-        try:
-            options = parse_yaml(self._config_file.read_bytes())
-        except FileNotFoundError:
+        if not self._config_file.is_file():
             problem = "missing"
-        except ValueError as error:
-            problem = str(error)
-        if not isinstance(options, dict):
-            raise TrainingError(f"{self._address(CONFIG)} is {problem}", fix="restore it, or name another --output")
-        return options
+        else:
+            options, problem = _options_in(self._config_file.read_bytes())
+            if options is not None:
+                return options
+        raise TrainingError(f"{self._address(CONFIG)} is {problem}", fix="restore it, or name another --output")
 
     def _require_settings(self, theirs: dict[str, Any], whose: str) -> None:
-        ours = self.settings
+        ours, theirs = self.settings, self._config.completed(theirs)
         fields = differing_fields(ours, theirs, ignore=_FREE_FIELDS)
         if fields:
             raise TrainingError(
@@ -229,6 +231,7 @@ class RunFolder:
             raise TrainingError(f"--resume {named} is no whole checkpoint: {problem}", fix="name another")
         values = read_state(named).values
         self._require_settings(values["settings"], f"--resume {named} is of a run")
+        require_same_steps(values, f"--resume {named} is of a run")
         return int(values["step"])
 
     # What it leaves
@@ -250,11 +253,12 @@ class RunFolder:
         sync(self.path)
 
     def read_record(self) -> dict[str, Any]:
-        """run.json: identity, `id`, `finished`, and then the `summary`. Raises TrainingError where it is damaged."""
+        """run.json: identity, `id`, the history, `finished`, and then `tokens` and the `summary`. Raises TrainingError
+        where it is damaged."""
         try:
             record: dict[str, Any] = json.loads(self._run.read_bytes())
             summary = record["summary"] if record["finished"] else {}
-            if not all(isinstance(each, dict) for each in (record["identity"], summary)):
+            if not all(isinstance(each, dict) for each in (record["identity"], summary, *record.get("starts", []))):
                 raise ValueError("other values than it had")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise TrainingError(
@@ -262,14 +266,15 @@ class RunFolder:
             ) from error
         return record
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any], history: History) -> None:
         """Marks the run as finished."""
         if self._remote:
             self._remote.put_run()
-        self._write_record(finished=True, summary=summary)
+        self._write_record(history, finished=True, tokens=summary["tokens"], summary=summary)
 
-    def _write_record(self, **values: Any) -> None:
-        content = json.dumps({"identity": self._identity, "id": self._id} | values, indent=1) + "\n"
+    def _write_record(self, history: History, **values: Any) -> None:
+        record = {"identity": self._identity, "id": self._id, **history.state(), **values}
+        content = json.dumps(record, indent=1) + "\n"
         replace(self._run, lambda path: path.write_text(content))
         if self._remote:
             self._remote.put_record()
@@ -312,6 +317,27 @@ class RunFolder:
             log_file.sync()
         if self._remote:
             self._remote.put_logs()
+
+
+def as_begun(config: TrainConfig) -> TrainConfig:
+    """The configuration, for a run that an earlier version began in its output: options that it did not know and that
+    are not set keep doing what that version did. All processes must call it before anything depends on options."""
+    path = working_folder(config.output)
+    if is_url(config.output):
+        content = RemoteRun(config.output, path).read(CONFIG)
+    else:
+        content = (path / CONFIG).read_bytes() if (path / CONFIG).is_file() else None
+    options, _ = _options_in(content) if content else (None, "")
+    return config.as_begun(options) if options else config
+
+
+def _options_in(content: bytes) -> tuple[dict[str, Any] | None, str]:
+    """The options of a config.yaml; None, and what the file is instead."""
+    try:
+        options = parse_yaml(content)
+    except ValueError as error:
+        return None, str(error)
+    return (options, "") if isinstance(options, dict) else (None, "no mapping of options")
 
 
 def _id_of(record: bytes | None) -> str | None:

@@ -27,6 +27,7 @@ from .contrast import contrast_of
 from .convergence import Convergence
 from .finite import NOT_FINITE_FIX, listed, require_finite_weights
 from .folder import RunFolder
+from .history import History
 from .losses import LOSSES
 from .losses.settings import loss_settings
 from .marker import read_state
@@ -54,12 +55,14 @@ class TrainRun:
         tokenizer: Any,
         folder: RunFolder,
         parallel: Parallel,
+        history: History,
         checkpoint: Path | None,
     ) -> None:
         self.config = config
         self.cache = cache
         self.folder = folder
         self.parallel = parallel
+        self.history = history
         self.tokenizer = tokenizer
         self.objective = LOSSES[config.loss]
         self.contrast = contrast_of(config, cache)
@@ -140,6 +143,7 @@ class TrainRun:
             self.folder.start_logs(self.step)
             self._log_sizes()
         reporter = Reporter(self.parallel, self.folder, config)
+        self.history.start_clock()
         if self.step == 0:
             self._evaluate(reporter)
         with meter("training", self.total_steps, done=self.step) as progress:
@@ -164,8 +168,8 @@ class TrainRun:
         weights = full_weights(self.policy, self.forward, self.parallel)
         if self.parallel.is_main:
             self.folder.publish(lambda folder: save_policy(self.policy, self.tokenizer, folder, weights))
-            write_card(self.folder.path, self.config, self.cache, self.last_record)
-            self.folder.finish(self.last_record)
+            write_card(self.folder.path, self.config, self.cache, self.last_record, self.history)
+            self.folder.finish(self.last_record, self.history)
         self.parallel.wait()
 
     def _hand_back(self) -> None:
@@ -290,6 +294,7 @@ class TrainRun:
         scaler = self.parallel.accelerator.scaler
         return {
             "settings": self.folder.settings,
+            **self.history.state(),
             "step": self.step,
             "tokens": self.tokens,
             "metrics": self.metrics.of_all(self.parallel).to_json(),
@@ -310,6 +315,7 @@ class TrainRun:
         if state["scaler"] and self.parallel.accelerator.scaler:
             self.parallel.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.tokens, self.last_record = state["step"], state["tokens"], state["last_record"]
+        self.history.resume(self.step, state)
         if self.parallel.is_main:  # the sums of all processes, kept by one
             self.metrics = MetricSums(**(state["metrics"] or {}))
         self.convergence = Convergence(

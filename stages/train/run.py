@@ -10,9 +10,11 @@ from ...data.tokenization import chat_template_hash, vocabulary_hash
 from ...errors import CacheError, ModelError
 from ..console import log, quiet_libraries, warn
 from ..models import ModelSource, has_tokenizer, load_tokenizer, pick_device, resolve
+from ..provenance import made_with
 from .config import TrainConfig
 from .contrast import contrast_of
-from .folder import RunFolder, Start
+from .folder import RunFolder, Start, as_begun
+from .history import History
 from .hub import open_repository, push
 from .loaded import LoadedModel
 from .loop import TrainRun
@@ -46,6 +48,7 @@ def train(config: TrainConfig, *, start: LoadedModel | None = None, tokenizer: A
         TgdpoError: what was asked for cannot work; checkpoints stay.
     """
     quiet_libraries()
+    config = as_begun(config)
     require_installed(config.report_to)
     require_optimizer(config, pick_device(config.device))
     find_shape(config.f_shape)
@@ -82,10 +85,11 @@ def _train(
 ) -> tuple[TrainResult, str | None]:
     """The result, and on the main process the repository to push to."""
     repository: str | None = None
+    history = History(made_with(parallel.device, parallel.count))
 
     def claim() -> Start:
         nonlocal repository
-        start = folder.claim({"cache_sha256": cache.content_hash, "model_sha256": source.content_hash})
+        start = folder.claim({"cache_sha256": cache.content_hash, "model_sha256": source.content_hash}, history)
         repository = open_repository(config) if config.push_to_hub else None
         return start
 
@@ -94,7 +98,7 @@ def _train(
         log(f"{folder.output} is finished already, nothing to do")
         return TrainResult(folder.output, start.summary), repository
     checkpoint = folder.checkpoint(start, parallel)
-    run = TrainRun(config, cache, source, tokenizer, folder, parallel, checkpoint)
+    run = TrainRun(config, cache, source, tokenizer, folder, parallel, history, checkpoint)
     return TrainResult(folder.output, run.finish(), run.policy), repository
 
 

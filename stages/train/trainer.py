@@ -114,7 +114,7 @@ class TGDPOTrainer:
             TgdpoError: what was asked for cannot work; checkpoints stay.
         """
         args = self.args.model_copy(update={"resume": "never"}) if resume_from_checkpoint is False else self.args
-        config = TrainConfig(**args.model_dump())
+        config = TrainConfig(**args.model_dump(exclude_unset=True))
         result = train(config, start=self._start, tokenizer=self.processing_class)
         self.model = result.policy if result.policy is not None else self._finished_policy(config)
         self.model.eval()
