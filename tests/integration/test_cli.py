@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from support import Cli, Models
 
@@ -82,3 +83,26 @@ def test_the_resolved_configuration_is_a_configuration(
     ok("train", "--config", tmp_path / "a" / "config.yaml", "--output", tmp_path / "b")
     a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
     assert a == b
+
+
+def test_env_says_what_a_bug_report_needs(ok: Cli) -> None:
+    lines = dict(line.split(": ", 1) for line in ok("env").stdout.splitlines())
+    assert lines["tgdpo"] == tgdpo.__version__
+    assert lines["torch"] == torch.__version__
+    assert {"Python", "platform", "transformers", "accelerate", "peft", "GPUs", "GPU driver"} <= lines.keys()
+
+
+@pytest.mark.parametrize("words", [["verify", "nothing", "--debug"], ["--debug", "verify", "nothing"]])
+def test_debug_shows_the_traceback_before_the_error_line(
+    words: list[str], run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TGDPO_DEBUG", "0")
+    plain = run_cli("verify", "nothing")
+    assert "Traceback" not in plain.stderr
+    debugged = run_cli(*words)
+    assert debugged.code == plain.code
+    assert debugged.stderr.startswith("Traceback")
+    assert debugged.stderr.splitlines()[-1] == plain.stderr.strip()
+    assert debugged.error == plain.error
+    monkeypatch.setenv("TGDPO_DEBUG", "1")
+    assert "Traceback" in run_cli("verify", "nothing").stderr
