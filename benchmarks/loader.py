@@ -31,7 +31,14 @@ from tgdpo.data.cache import RewardCache
 from tgdpo.data.files import sha256_file
 from tgdpo.data.manifest import Counts, Manifest, Shard
 from tgdpo.data.packing import collate
-from tgdpo.data.schema import METADATA_KEY, ROW_GROUP_PAIRS, SHARD_SCHEMA, list_column, shard_name, write_parquet
+from tgdpo.data.schema import (
+    ROW_GROUP_PAIRS,
+    SHARD_SCHEMA,
+    list_column,
+    shard_metadata,
+    shard_name,
+    write_parquet,
+)
 from tgdpo.data.tokenization import PairIds, vocabulary_hash
 from tgdpo.stages.budget import DEFAULT_TOKENS
 from tgdpo.stages.logps import to_device
@@ -42,6 +49,7 @@ TRAIN_STEP = str(Path(__file__).with_name("train_step.py"))
 BATCH_SIZE = 128
 VOCABULARY = 400
 SHARD_PAIRS = 8192
+FINGERPRINT = dict.fromkeys(("dataset_sha256", "reference_sha256", "guidance_sha256"), "random")
 LENGTHS: dict[str, tuple[int, int]] = {"prompt": (60, 140), "response": (50, 250)}
 
 
@@ -94,7 +102,7 @@ def make_cache(folder: Path, pairs: int, tokenizer: Any) -> None:
         conversational=False,
         row_group_pairs=ROW_GROUP_PAIRS,
         settings={},
-        fingerprint=dict.fromkeys(("dataset_sha256", "reference_sha256", "guidance_sha256"), "random"),
+        fingerprint=FINGERPRINT,
         counts=Counts(read=rows, scored=rows, set_aside=0, duplicates=0, truncated=0),
         set_aside_reasons={},
         shards=shards,
@@ -116,7 +124,7 @@ def shard_table(pairs: list[PairIds]) -> pa.Table:
     columns = (
         {"pair_id": [f"{n:064x}" for n in range(len(pairs))], "source_row": range(len(pairs))} | text | ids | scores
     )
-    schema = SHARD_SCHEMA.with_metadata({METADATA_KEY: b"{}"})
+    schema = SHARD_SCHEMA.with_metadata(shard_metadata(FINGERPRINT))
     return pa.table({field.name: columns[field.name] for field in schema}, schema=schema)
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from ..errors import CacheError, UsageError
 from .manifest import Manifest, Shard
-from .schema import SAMPLES_SCHEMA, shard_schema
+from .schema import METADATA_KEY, SAMPLES_SCHEMA, shard_metadata, shard_schema
 from .storage import Storage
 from .tokenization import PairIds
 
@@ -87,6 +87,10 @@ class RewardCache:
         return shard_schema(names, has_samples=self.manifest.reference_samples > 0)
 
     @cached_property
+    def _metadata(self) -> bytes:
+        return shard_metadata(self.manifest.fingerprint)[METADATA_KEY]
+
+    @cached_property
     def content_hash(self) -> str:
         """SHA-256 over the shards' hashes: equal for copies of one cache."""
         return hashlib.sha256("".join(shard.sha256 for shard in self.manifest.shards).encode()).hexdigest()
@@ -119,6 +123,8 @@ class RewardCache:
         ):
             if not file.schema_arrow.equals(self.schema):
                 self._require(f"{shard.name} has other columns than the format")
+            if (file.schema_arrow.metadata or {}).get(METADATA_KEY) != self._metadata:
+                self._require(f"{shard.name} was made with other settings than the manifest's")
             self._require(decoding_problem(file, shard, self.manifest.reference_samples))
             yield file
 

@@ -15,6 +15,7 @@ import hashlib
 import os
 import secrets
 import socket
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,7 +35,7 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def publish(final: Path, write: Callable[[Path], object], *, mode: int = 0o644) -> bool:
+def publish(final: Path, write: Callable[[Path], object]) -> bool:
     """Makes `final` with `write(temporary path)`; the first writer wins.
 
     Returns:
@@ -43,17 +44,17 @@ def publish(final: Path, write: Callable[[Path], object], *, mode: int = 0o644) 
     Raises:
         OSError: the disk is full, say; its `filename` is `final`.
     """
-    with _written(final, write, mode) as temporary:
+    with _written(final, write) as temporary:
         return _name_if_free(temporary, final)
 
 
-def replace(final: Path, write: Callable[[Path], object], *, mode: int = 0o644) -> None:
+def replace(final: Path, write: Callable[[Path], object]) -> None:
     """Makes or replaces `final` with `write(temporary path)`; a reader sees the old file or the new one, whole.
 
     Raises:
         OSError: as `publish`.
     """
-    with _written(final, write, mode) as temporary:
+    with _written(final, write) as temporary:
         os.replace(temporary, final)
 
 
@@ -67,6 +68,20 @@ def remove_temporaries(folder: Path, *, of_the_living: bool = False) -> None:
             leftover.unlink()
 
 
+def follow_umask(folder: Path) -> None:
+    """Gives the files below `folder` the mode that a new file has: some libraries make theirs for the owner alone."""
+    probe = folder / f".mode{TEMPORARY_SUFFIX}"
+    descriptor = os.open(probe, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+        probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 def sync(path: Path) -> None:
     """Waits until a file's or a folder's entries are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -77,14 +92,12 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def _written(final: Path, write: Callable[[Path], object], mode: int) -> Iterator[Path]:
+def _written(final: Path, write: Callable[[Path], object]) -> Iterator[Path]:
     """The temporary file, whole and on disk, to be given its name in the block."""
     descriptor, temporary = _locked_temporary(final)
     try:
         try:
             write(temporary)
-            # By name: `write` may have put another file there.
-            os.chmod(temporary, mode)
             sync(temporary)
             yield temporary
         finally:
@@ -103,7 +116,7 @@ def _locked_temporary(final: Path) -> tuple[int, Path]:
     while True:
         # Readers of Parquet folders skip names that begin with a dot.
         temporary = final.with_name(f".{final.name}{_OURS.format(secrets.token_hex(6))}")
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Before the lock was there, somebody may have taken the file for a dead one's.

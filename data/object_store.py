@@ -48,7 +48,7 @@ class ObjectStore(Store):
         # Other machines have credentials of their own.
         return type(self), (self.location,)
 
-    def publish(self, name: str, write: Write, *, mode: int = 0o644) -> bool:  # noqa: ARG002
+    def publish(self, name: str, write: Write) -> bool:
         content = _made(write)
 
         def put() -> bool:
@@ -64,7 +64,7 @@ class ObjectStore(Store):
         with self._no_bucket_named(name):
             return self._asked(name, "written", put)
 
-    def replace(self, name: str, write: Write, *, mode: int = 0o644) -> None:  # noqa: ARG002
+    def replace(self, name: str, write: Write) -> None:
         content = _made(write)
         with self._no_bucket_named(name):
             self._asked(name, "written", lambda: self._files.pipe_file(self._path(name), content))

@@ -5,9 +5,11 @@ Lists are stored flat and without dictionaries: float32 as BYTE_STREAM_SPLIT, id
 cannot be read by DuckDB <= 1.4.1).
 """
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +71,12 @@ def shard_schema(guides: Iterable[str] = (), *, has_samples: bool = False) -> pa
     """Columns of a shard of a cache to which these guides were added, and perhaps samples of the reference."""
     added = [pa.field(name, _SCORES, nullable=False) for guide in guides for name in rewards_columns(guide)]
     return pa.schema([*SHARD_SCHEMA, *added, *(SAMPLES_SCHEMA if has_samples else ())])
+
+
+def shard_metadata(fingerprint: Mapping[str, Any]) -> dict[bytes, bytes]:
+    """What a shard's Parquet metadata says of the run that made it."""
+    content = json.dumps({"format_version": FORMAT_VERSION, "fingerprint": fingerprint}, sort_keys=True)
+    return {METADATA_KEY: content.encode()}
 
 
 def shard_name(index: int, count: int) -> str:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ..errors import CacheError
 from . import files
 from .addresses import is_url
+from .lock import Lock
 
 Write = Callable[[Path], object]
 """Makes a file at the path that it is given."""
@@ -44,7 +45,7 @@ class Store(ABC):
         return f"{self.location.rstrip('/')}/{name}".rstrip("/")
 
     @abstractmethod
-    def publish(self, name: str, write: Write, *, mode: int = 0o644) -> bool:
+    def publish(self, name: str, write: Write) -> bool:
         """Makes a file with `write`; the first writer wins.
 
         Returns:
@@ -57,7 +58,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def replace(self, name: str, write: Write, *, mode: int = 0o644) -> None:
+    def replace(self, name: str, write: Write) -> None:
         """Makes or replaces a file; a reader sees the old one or the new one, whole. Raises as `publish`."""
 
     @abstractmethod
@@ -92,14 +93,25 @@ class Store(ABC):
     def remove_folder(self, name: str, *, ignore_errors: bool = False) -> None:
         """Removes what lies in a folder, and the folder."""
 
+    def exists(self) -> bool:
+        """Whether the folder is there, where there is such a thing."""
+        return True
+
     def make_folder(self, name: str) -> None:  # noqa: B027
         """Makes a folder, where there is such a thing."""
+
+    def remove_empty_folder(self, name: str) -> None:  # noqa: B027
+        """Removes a folder in which there is nothing."""
 
     def remove_temporaries(self, folder: str = "", *, of_the_living: bool = False) -> None:  # noqa: B027
         """As `files.remove_temporaries`, where writers leave such files."""
 
     def require_first_wins(self, folder: str) -> None:  # noqa: B027
         """Raises UsageError where a file would be replaced by publishing another."""
+
+    def lock(self, name: str) -> Lock | None:  # noqa: ARG002
+        """A lock on the file of that name, in a folder that is there; None in an object store, which has no locks."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -166,13 +178,13 @@ class StoredFile:
         """Its bytes: how many, and their hexadecimal SHA-256."""
         return self.store.size_and_sha256(self.path)
 
-    def publish(self, write: Write, *, mode: int = 0o644) -> bool:
+    def publish(self, write: Write) -> bool:
         """Makes it, unless it is there."""
-        return self.store.publish(self.path, write, mode=mode)
+        return self.store.publish(self.path, write)
 
-    def replace(self, write: Write, *, mode: int = 0o644) -> None:
+    def replace(self, write: Write) -> None:
         """Makes or replaces it."""
-        self.store.replace(self.path, write, mode=mode)
+        self.store.replace(self.path, write)
 
     def remove(self) -> None:
         """Removes it, if it is there."""
@@ -186,11 +198,11 @@ class LocalStore(Store):
         self.folder = folder.expanduser().absolute()
         self.location = str(self.folder)
 
-    def publish(self, name: str, write: Write, *, mode: int = 0o644) -> bool:
-        return files.publish(self.folder / name, write, mode=mode)
+    def publish(self, name: str, write: Write) -> bool:
+        return files.publish(self.folder / name, write)
 
-    def replace(self, name: str, write: Write, *, mode: int = 0o644) -> None:
-        files.replace(self.folder / name, write, mode=mode)
+    def replace(self, name: str, write: Write) -> None:
+        files.replace(self.folder / name, write)
 
     def names(self, folder: str = "") -> set[str]:
         try:
@@ -225,11 +237,21 @@ class LocalStore(Store):
     def remove_folder(self, name: str, *, ignore_errors: bool = False) -> None:
         shutil.rmtree(self.folder / name, ignore_errors=ignore_errors)
 
+    def exists(self) -> bool:
+        return self.folder.exists()
+
     def make_folder(self, name: str) -> None:
         (self.folder / name).mkdir(parents=True, exist_ok=True)
 
+    def remove_empty_folder(self, name: str) -> None:
+        with suppress(OSError):
+            (self.folder / name).rmdir()
+
     def remove_temporaries(self, folder: str = "", *, of_the_living: bool = False) -> None:
         files.remove_temporaries(self.folder / folder, of_the_living=of_the_living)
+
+    def lock(self, name: str) -> Lock | None:
+        return Lock(self.folder / name)
 
 
 def open_store(location: str | Path) -> Store:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ..errors import CacheError
 from .cache import RewardCache, ids_problems, shard_problem
-from .schema import METADATA_KEY, SAMPLES_SCHEMA, SET_ASIDE_NAME
+from .schema import SAMPLES_SCHEMA, SET_ASIDE_NAME
 
 # Text is for people, and its bytes are covered by the shard's hash.
 _UNREAD = ("source_row", "prompt", "chosen", "rejected")
@@ -47,8 +47,6 @@ def _check_rows(cache: RewardCache, number: int, seen: set[str]) -> list[str]:
 
 def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set[str]) -> list[str]:
     shard = cache.manifest.shards[number]
-    if METADATA_KEY not in (file.schema_arrow.metadata or {}):
-        return [f"{shard.name} carries no tgdpo metadata"]
     if file.metadata.num_rows != shard.rows:
         return [f"{shard.name} has {file.metadata.num_rows} rows, the manifest says {shard.rows}"]
     groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups) if shard.rows]

@@ -6,6 +6,7 @@ folder: if this process dies, the same command goes on.
 """
 
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,8 +47,7 @@ def score_with_ray(config: ScoreConfig) -> Manifest:
     """
     ray = import_ray()
     quiet_libraries()
-    folder = OutputFolder(config.output)
-    with cluster(ray, config.address):
+    with closing(OutputFolder(config.output)) as folder, cluster(ray, config.address):
         pool = pool_of(ray, config)
         plan = plan_in(folder, config, device=device_of(config, pool.gpus))
         finished = finished_already(plan, folder)

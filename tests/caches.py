@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 
 from tgdpo.data.files import sha256_file
 from tgdpo.data.manifest import Counts, Manifest, Shard
-from tgdpo.data.schema import METADATA_KEY, SHARD_SCHEMA, shard_name, write_parquet
+from tgdpo.data.schema import SHARD_SCHEMA, shard_metadata, shard_name, write_parquet
 from tgdpo.data.tokenization import vocabulary_hash
 
 Row = dict[str, Any]
+
+FINGERPRINT = dict.fromkeys(("dataset_sha256", "reference_sha256", "guidance_sha256"), "0" * 64)
 
 
 def random_rows(count: int, *, vocabulary: int = 300, seed: int = 0) -> list[Row]:
@@ -41,7 +43,7 @@ def write_cache(folder: Path, rows: list[Row], tokenizer: Any, *, name: str = ""
     shards = []
     for number, part in enumerate(parts):
         path = folder / shard_name(number, len(parts))
-        schema = SHARD_SCHEMA.with_metadata({METADATA_KEY: b"{}"})
+        schema = SHARD_SCHEMA.with_metadata(shard_metadata(FINGERPRINT))
         write_parquet(pa.Table.from_pylist(part, schema=schema), path)
         tokens = {f"{s}_tokens": sum(len(row[f"{s}_ids"]) for row in part) for s in ("prompt", "chosen", "rejected")}
         size, sha256 = path.stat().st_size, sha256_file(path)
@@ -57,7 +59,7 @@ def write_cache(folder: Path, rows: list[Row], tokenizer: Any, *, name: str = ""
         conversational=False,
         row_group_pairs=512,
         settings={},
-        fingerprint=dict.fromkeys(("dataset_sha256", "reference_sha256", "guidance_sha256"), "0" * 64),
+        fingerprint=FINGERPRINT,
         counts=Counts(read=len(rows), scored=len(rows), set_aside=0, duplicates=0, truncated=0),
         set_aside_reasons={},
         shards=shards,

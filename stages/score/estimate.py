@@ -185,7 +185,7 @@ def _reused_load(plan: ReusePlan) -> Load:
 def _prepared_load(plan: FreshPlan) -> Load | None:
     """What a run in the output folder has prepared from the same set with the same options."""
     folder = OutputFolder(plan.config.output)
-    if not folder.is_prepared_with(plan.text_fingerprint):
+    if not folder.holds_tokens_of(plan.text_fingerprint):
         return None
     prepared = read_prepared(folder)
     table = folder.tokens(0).table().slice(0, SAMPLE)

@@ -39,7 +39,7 @@ def finished_shards(folder: OutputFolder, shards: Sequence[int], count: int) -> 
         if note is None:
             yield _note_finished(folder, shard, count)
         else:
-            yield folder.entry(shard).parsed(note, FinishedShard.model_validate_json)
+            yield folder.entry(shard).record(note, FinishedShard)
 
 
 def publish_manifest(plan: ScorePlan, prepared: Prepared, folder: OutputFolder) -> Manifest:
@@ -56,7 +56,7 @@ def publish_manifest(plan: ScorePlan, prepared: Prepared, folder: OutputFolder) 
     for rows in _set_aside(folder, finished):
         set_aside.add(rows)
     set_aside.require_few(prepared.rows_read, plan.config.max_set_aside)
-    folder.set_aside.replace(lambda path: _write_lines(path, _set_aside(folder, finished)), mode=0o600)
+    folder.set_aside.replace(lambda path: _write_lines(path, _set_aside(folder, finished)))
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         reward_kind=plan.reward_kind,
@@ -105,7 +105,7 @@ def _note_finished(folder: OutputFolder, shard: int, count: int) -> FinishedShar
     tokens = folder.tokens(shard)
     lost = [] if described.rows == tokens.rows() else _lost_rows(tokens, file)
     finished = FinishedShard(shard=described, lost=lost)
-    folder.entry(shard).replace(lambda path: path.write_text(finished.model_dump_json()), mode=0o600)
+    folder.entry(shard).write_record(finished)
     return finished
 
 

@@ -10,10 +10,12 @@ OUTPUT/_work/samples-NNNNN.parquet    tokens drawn from the reference, where ano
 OUTPUT/_work/begun-NNNNN-XXXXXXXX      a process is at a shard, or died at it
 OUTPUT/_work/finished-NNNNN.json      the finished shard's entry in the manifest
 OUTPUT/_work/probe-XXXXXXXXXXXX       an object store was tried out
+OUTPUT/_work/lock                     shared by the processes that are at work, of one fingerprint; on disks alone
 OUTPUT/part-NNNNN-of-NNNNN.parquet    the finished shard
 OUTPUT/_manifest.json                 last; then _work goes
 
-Several workers may use one folder: whatever exists is whole, and the first to publish a file wins.
+Several workers of one fingerprint may use one folder: whatever exists is whole, and the first to publish a file wins.
+Every file carries a mark of the fingerprint, which is compared wherever it is read (run_file.py).
 """
 
 import json
@@ -23,16 +25,27 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from pydantic import BaseModel, Field
+
 from ...data.files import TEMPORARY_SUFFIX
 from ...data.manifest import ENVIRONMENT_FIELDS, Fingerprint, Manifest
 from ...data.schema import MANIFEST_NAME, SET_ASIDE_NAME, shard_name
 from ...data.storage import Storage
 from ...data.store import PROBE, StoredFile, open_store
 from ...errors import CacheError, StorageError
+from .folder_lock import FolderLock
+from .run_file import Mark, RunFile
 from .upgrade import begun_by, completed, differing, maker
 
 WORK = "_work"
 BEGUN = "begun-"
+LOCK = "lock"
+
+
+class ShardCount(BaseModel):
+    """Content of shards.json."""
+
+    shards: int = Field(ge=0)
 
 
 class OutputFolder:
@@ -47,30 +60,49 @@ class OutputFolder:
 
     def __init__(self, output: str | Path) -> None:
         self.store = open_store(output)
-        self._settings = self._work("settings.json")
-        self._shards = self._work("shards.json")
+        self._settings = self.store.file(f"{WORK}/settings.json")
+        self._fingerprint: Fingerprint = {}
+        self._lock = FolderLock(self.store, WORK, LOCK)
+        self._made_folder = False
 
     def __str__(self) -> str:
         return self.store.location
 
-    def _work(self, name: str) -> StoredFile:
-        return self.store.file(f"{WORK}/{name}")
+    @property
+    def is_there(self) -> bool:
+        """Whether the folder still holds this run, unfinished."""
+        return self._their_settings() is not None
 
-    def tokens(self, shard: int) -> StoredFile:
+    def close(self) -> None:
+        """Lets runs with other settings use the folder."""
+        self._lock.release()
+
+    def _file(self, name: str) -> RunFile:
+        return RunFile(self.store, name, Mark.of(self._fingerprint))
+
+    def _work(self, name: str) -> RunFile:
+        return self._file(f"{WORK}/{name}")
+
+    @property
+    def _shards(self) -> RunFile:
+        return self._work("shards.json")
+
+    def tokens(self, shard: int) -> RunFile:
         """Prepared rows of a shard."""
         return self._work(f"tokens-{shard:05d}.parquet")
 
-    def record(self, shard: int) -> StoredFile:
+    def record(self, shard: int) -> RunFile:
         """What the preparation of a shard found."""
         return self._work(f"prepared-{shard:05d}.json")
 
-    def scores(self, role: str, shard: int) -> StoredFile:
+    def scores(self, role: str, shard: int) -> RunFile:
         """The columns that the pass of this role makes of a shard, where another pass follows."""
         return self._work(f"{role}-{shard:05d}.parquet")
 
     @contextmanager
     def begun(self, shard: int) -> Iterator[None]:
         """Notes that a process is at a shard. The note stays where the process dies in the block."""
+        self.require_ours()
         note = self._work(f"{_begun(shard)}{secrets.token_hex(4)}")
         note.publish(lambda path: path.write_text("\n"))
         try:
@@ -84,13 +116,13 @@ class OutputFolder:
         notes = [name for name in self.store.names(WORK) if name.startswith(BEGUN)]
         return max((sum(name.startswith(_begun(shard)) for name in notes) for shard in shards), default=0)
 
-    def entry(self, shard: int) -> StoredFile:
+    def entry(self, shard: int) -> RunFile:
         """What the manifest will say of a finished shard."""
         return self._work(f"finished-{shard:05d}.json")
 
-    def shard(self, shard: int, count: int) -> StoredFile:
+    def shard(self, shard: int, count: int) -> RunFile:
         """The finished shard."""
-        return self.store.file(shard_name(shard, count))
+        return self._file(shard_name(shard, count))
 
     def existing(self, files: Iterable[StoredFile]) -> set[StoredFile]:
         """Those of `files` that are there."""
@@ -106,7 +138,13 @@ class OutputFolder:
     def shard_count(self) -> int | None:
         """The number of shards, None before the set was read to its end."""
         (content,) = self.contents([self._shards])
-        return None if content is None else self._shards.parsed(content, int)
+        if content is None:
+            return None
+        count = self._shards.parsed(content, json.loads)
+        if isinstance(count, int):  # as 0.1.0 wrote it
+            self._shards.mark.require(None, self._shards)
+            return count
+        return self._shards.record(content, ShardCount).shards
 
     def all_shards(self) -> range:
         """The numbers of all shards. Raises FileNotFoundError where their count is not there: not yet, or no more since
@@ -118,7 +156,7 @@ class OutputFolder:
 
     def set_shard_count(self, count: int) -> None:
         """Notes the number of shards."""
-        self._shards.publish(lambda path: path.write_text(f"{count}\n"))
+        self._shards.write_record(ShardCount(shards=count))
 
     def unprepared(self) -> list[int]:
         """The shards that are not prepared, none before their number is known."""
@@ -130,12 +168,13 @@ class OutputFolder:
         """The rows that were not scored."""
         return self.store.file(SET_ASIDE_NAME)
 
-    def is_prepared_with(self, settings: Fingerprint) -> bool:
-        """Whether every shard's tokens are there, from a run that had these settings among its own."""
-        theirs = self._their_settings()
-        if theirs is None or not self.shard_count() or self.unprepared():
+    def holds_tokens_of(self, settings: Fingerprint) -> bool:
+        """Whether every shard's tokens are there, from a run that had these settings among its own; then its files can
+        be read."""
+        self._fingerprint = self._their_settings() or {}
+        if not self._fingerprint or not self.shard_count() or self.unprepared():
             return False
-        theirs = completed(theirs)
+        theirs = completed(self._fingerprint)
         return all(theirs.get(name) == value for name, value in settings.items())
 
     def recorded(self) -> Fingerprint | None:
@@ -158,33 +197,55 @@ class OutputFolder:
         return manifest
 
     def claim(self, fingerprint: Fingerprint, *, alone: bool = True) -> bool:
-        """Makes the folder this run's, or goes on in it. Returns whether it is new.
+        """Makes the folder this run's, or resumes the run in it. Returns whether it is new.
 
-        A run with other settings that has not scored anything yet is started over with these, unless other workers may
-        be at work in it.
+        A run with other settings that has not scored anything yet is started over with these, unless processes may be
+        at work in it.
 
         Raises:
-            CacheError: the folder holds scores of a run with other settings, or something else.
+            CacheError: the folder holds scores of a run with other settings, or something else, or another process is
+                at work in it with other settings.
         """
         for folder in ("", WORK):
             self.store.remove_temporaries(folder)
+        self._require_free()
+        self._fingerprint = fingerprint
+        self._made_folder = not self.store.exists()
+        self._lock.share()
+        self._require_free()  # again, since nothing can be changed now
+        self.store.require_first_wins(WORK)
         theirs = self._their_settings()
         if theirs == fingerprint:
             return False
         if theirs is not None:
-            if self._has_scores() or not alone:
-                self._require_same(fingerprint, theirs)
-            if self._is_ours():
-                self._remove_work()
-        if self._holds_something_else():
-            raise CacheError(f"--output {self} exists and is no reward cache", fix="name a new or an empty folder")
-        self.store.make_folder(WORK)
-        self.store.require_first_wins(WORK)
+            self._start_over(theirs, alone=alone)
         content = json.dumps(fingerprint, indent=1) + "\n"
-        if self._settings.publish(lambda path: path.write_text(content)):
-            return True
-        self._require_same(fingerprint, self._their_settings() or {})  # another worker was first
-        return False
+        is_new = self._settings.publish(lambda path: path.write_text(content, encoding="utf-8"))
+        if theirs is not None:
+            self._lock.share()
+        self.require_ours()  # another worker, or another run, may have been first
+        return is_new
+
+    def _require_free(self) -> None:
+        if self._their_settings() is None and self._holds_something_else():
+            raise CacheError(f"--output {self} exists and is no reward cache", fix="name a new or an empty folder")
+
+    def require_ours(self) -> None:
+        """Raises CacheError where a run with other settings has taken the folder over, and FileNotFoundError where
+        another worker has ended this run."""
+        theirs = self._their_settings()
+        if theirs is None:
+            raise FileNotFoundError(str(self._settings))
+        if theirs != self._fingerprint:
+            self._require_same(self._fingerprint, theirs)
+
+    def _start_over(self, theirs: Fingerprint, *, alone: bool) -> None:
+        """Removes the files of a run with other settings, unless it has scores, or processes may be at work in it."""
+        if self._has_scores() or not alone or not self._is_ours():
+            self._require_same(self._fingerprint, theirs)
+        if not self._lock.own():
+            self._require_same(self._fingerprint, theirs, whose="is in use by another tgdpo score")
+        self._remove_work()
 
     def _their_settings(self) -> Fingerprint | None:
         (content,) = self.contents([self._settings])
@@ -198,40 +259,37 @@ class OutputFolder:
 
     def _is_ours(self) -> bool:
         """Whether the folder holds nothing but what an unfinished scoring run writes."""
-        written = (
-            *("settings.json", "shards.json", "tokens-*.parquet", "prepared-*.json", "reference-*.parquet"),
-            *("guidance-*.parquet", "guide-*.parquet", "samples-*.parquet", "finished-*.json"),
-            *(f"{BEGUN}*", f"{PROBE}*", f".*{TEMPORARY_SUFFIX}"),
-        )
-        if self.store.names() != {WORK}:
-            return False
-        return all(any(fnmatchcase(name, pattern) for pattern in written) for name in self.store.names(WORK))
+        return self.store.names() == {WORK} and all(map(_is_written, self.store.names(WORK)))
 
     def _has_scores(self) -> bool:
         finished = any(name.startswith("part-") for name in self.store.names())
         return finished or any(name.startswith("reference-") for name in self.store.names(WORK))
 
     def abandon(self) -> None:
-        """Takes a folder back in which nothing was scored yet."""
+        """Removes what this run has made, in which nothing was scored yet."""
         self._remove_work()
-        self.store.remove_folder("")
+        self.store.file(f"{WORK}/{LOCK}").remove()
+        self.store.remove_empty_folder(WORK)
+        if self._made_folder:
+            self.store.remove_empty_folder("")
 
     def _remove_work(self) -> None:
         # The settings go last: without them, what is left of a killed removal would pass for the next run's.
-        others = self.store.names(WORK) - {self._settings.name}
+        others = {name for name in self.store.names(WORK) if _is_written(name)} - {self._settings.name, LOCK}
         self.store.remove([f"{WORK}/{name}" for name in others])
         left = self.store.names(WORK) & others
         if left:  # a store may be silent about what it does not let go
             raise StorageError(f"{self._work(min(left))} cannot be removed", fix="use another --output")
         self._settings.remove()
-        self.store.remove_folder(WORK)
 
     def clean(self) -> None:
         """Removes what only an unfinished run needs."""
         self.store.remove_folder(WORK, ignore_errors=True)
         self.store.remove_temporaries(of_the_living=True)
 
-    def _require_same(self, ours: Fingerprint, theirs: Fingerprint, *, ignore: tuple[str, ...] = ()) -> None:
+    def _require_same(
+        self, ours: Fingerprint, theirs: Fingerprint, *, ignore: tuple[str, ...] = (), whose: str = "was made"
+    ) -> None:
         fields, theirs = differing(ours, theirs, ignore=ignore), completed(theirs)
         if "score_version" in fields:
             raise CacheError(
@@ -243,7 +301,7 @@ class OutputFolder:
                 f"{name} ({_short(theirs.get(name))}, now {_short(ours.get(name))})" for name in fields
             )
             raise CacheError(
-                f"--output {self} was made with other settings: {differences}",
+                f"--output {self} {whose} with other settings: {differences}",
                 fix="use the same settings, or another --output",
             )
 
@@ -253,6 +311,16 @@ def _mapping(content: bytes) -> Fingerprint:
     if not isinstance(mapping, dict):
         raise ValueError("no mapping")
     return mapping
+
+
+def _is_written(name: str) -> bool:
+    """Whether an unfinished scoring run writes a file of that name into `_work`."""
+    written = (
+        *("settings.json", "shards.json", LOCK, "tokens-*.parquet", "prepared-*.json", "reference-*.parquet"),
+        *("guidance-*.parquet", "guide-*.parquet", "samples-*.parquet", "finished-*.json"),
+        *(f"{BEGUN}*", f"{PROBE}*", f".*{TEMPORARY_SUFFIX}"),
+    )
+    return any(fnmatchcase(name, pattern) for pattern in written)
 
 
 def _begun(shard: int) -> str:

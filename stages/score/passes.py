@@ -9,13 +9,12 @@ import pyarrow as pa
 
 from ...data.cache import pair_ids_of
 from ...data.manifest import Fingerprint, RewardKind
-from ...data.schema import write_parquet
-from ...data.store import StoredFile
 from ...data.tokenization import PairIds
 from ..console import Meter
 from .engines import Engine, EngineSpec, OnBatch, PairScores, score_pairs
 from .folder import OutputFolder
 from .overlap import Writer, ahead
+from .run_file import RunFile
 from .samples import PairSamples, draws_of, samples_table
 from .shards import reference_table, rewards_table, shard_table
 
@@ -48,7 +47,7 @@ class Pass:
     samples: int = 0
     """Tokens to draw for each response token; 0 for a pass that scores."""
 
-    def output(self, shard: int) -> StoredFile:
+    def output(self, shard: int) -> RunFile:
         """The file that says that a shard needs this pass no more."""
         return self.folder.shard(shard, self.shards) if self.is_last else self.folder.scores(self.role, shard)
 
@@ -77,7 +76,7 @@ class Pass:
             others = {role: self.folder.scores(role, shard) for role in self.parts if role != self.role}
             parts = [table if role == self.role else others[role].table() for role in self.parts]
             table = shard_table(self.folder.tokens(shard).table(), parts, fingerprint=self.fingerprint)
-        is_ours = self.output(shard).publish(lambda path: write_parquet(table, path))
+        is_ours = self.output(shard).publish_table(table)
         if is_ours and self.is_last:
             self.folder.entry(shard).remove()  # of a file that somebody removed
 

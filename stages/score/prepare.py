@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from ...data.preferences import Row
 from ...data.rendering import Renderer, SetAside
-from ...data.schema import PAIR_SCHEMA, list_column, write_parquet
+from ...data.schema import PAIR_SCHEMA, list_column
 from ...data.tokenization import PairIds, PairTokenizer, TokenizedPair
 from ...errors import DataError, UsageError
 from ..console import log, meter
@@ -78,7 +78,7 @@ def read_records(folder: OutputFolder) -> Iterator[ShardRecord]:
         for file, content in zip(files, folder.contents(files), strict=True):
             if content is None:
                 raise FileNotFoundError(str(file))
-            yield file.parsed(content, ShardRecord.model_validate_json)
+            yield file.record(content, ShardRecord)
 
 
 def count_duplicates(folder: OutputFolder, pairs: int) -> int:
@@ -195,8 +195,9 @@ class ShardBuilder:
 
     def write(self, folder: OutputFolder, shard: int) -> None:
         """Publishes the tokens, then the record, whose presence means that both are there."""
-        folder.tokens(shard).publish(lambda path: write_parquet(self.table, path))
-        folder.record(shard).replace(lambda path: path.write_text(self.record.model_dump_json()), mode=0o600)
+        folder.require_ours()
+        folder.tokens(shard).publish_table(self.table)
+        folder.record(shard).write_record(self.record)
 
 
 def attended(prompt: int, chosen: int, rejected: int) -> int:

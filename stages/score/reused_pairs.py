@@ -5,7 +5,6 @@ A shard of the new run is a shard of the old one, so what follows goes on as in 
 
 import random
 from collections import defaultdict
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 
 from ...data.cache import RewardCache, pair_ids_of
 from ...data.rendering import Form
-from ...data.schema import PAIR_SCHEMA, REFERENCE_SCHEMA, SAMPLES_SCHEMA, SET_ASIDE_NAME, rewards_columns, write_parquet
+from ...data.schema import PAIR_SCHEMA, REFERENCE_SCHEMA, SAMPLES_SCHEMA, SET_ASIDE_NAME, rewards_columns
 from ...data.verify import set_aside_problems, table_problems
 from ...errors import CacheError
 from ..console import meter
@@ -56,11 +55,11 @@ def prepare_reused(plan: ReusePlan, folder: OutputFolder, share: Share) -> Prepa
 def lay_out(plan: ReusePlan, folder: OutputFolder, shard: int, set_aside: list[SetAsideRow]) -> None:
     """Publishes tokens and scores of a shard, then the record, whose presence means that all are there."""
     table = _sound_table(plan.source, shard)
-    folder.tokens(shard).publish(partial(write_parquet, tokens_table(table)))
+    folder.require_ours()
+    folder.tokens(shard).publish_table(tokens_table(table))
     for role in plan.kept:
-        folder.scores(role, shard).publish(partial(write_parquet, columns_of(role, table)))
-    record = _record(plan, shard, table, set_aside)
-    folder.record(shard).replace(lambda path: path.write_text(record.model_dump_json()), mode=0o600)
+        folder.scores(role, shard).publish_table(columns_of(role, table))
+    folder.record(shard).write_record(_record(plan, shard, table, set_aside))
 
 
 def _sound_table(source: RewardCache, shard: int) -> pa.Table:

@@ -6,13 +6,14 @@ workers that share an output folder need nothing else to share.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import TypeVar
 
 import torch
 
 from ...data.manifest import Manifest
-from ...errors import StorageError, TgdpoError
+from ...errors import CacheError, StorageError, TgdpoError
 from ..console import log, meter, quiet_libraries
 from .check import check_engines, other_plan
 from .config import TEXT_OPTIONS, ScoreConfig
@@ -43,13 +44,14 @@ def score(config: ScoreConfig) -> Manifest | None:
         TgdpoError: what was asked for cannot work; finished shards stay.
     """
     quiet_libraries()
-    folder = OutputFolder(config.output)  # what is wrong with the address is said before models are read
-    plan = plan_in(folder, config)
-    share = Share.parse(config.worker) if config.worker else WHOLE
-    finished = finished_already(plan, folder)
-    if finished is not None:
-        return finished
-    return or_finished_elsewhere(plan, folder, lambda: ScoreRun(plan, folder, share).finish())
+    # What is wrong with the address is said before models are read.
+    with closing(OutputFolder(config.output)) as folder:
+        plan = plan_in(folder, config)
+        share = Share.parse(config.worker) if config.worker else WHOLE
+        finished = finished_already(plan, folder)
+        if finished is not None:
+            return finished
+        return or_finished_elsewhere(plan, folder, lambda: ScoreRun(plan, folder, share).finish())
 
 
 def plan_in(folder: OutputFolder, config: ScoreConfig, *, device: torch.device | None = None) -> ScorePlan:
@@ -195,10 +197,15 @@ def or_finished_elsewhere(plan: ScorePlan, folder: OutputFolder, work: Callable[
     """What `work` returns. Where its files are gone since another worker has ended the run meanwhile, the manifest."""
     try:
         return work()
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         finished = folder.finished(plan.fingerprint)
         if finished is None:
-            raise
+            if folder.is_there:
+                raise
+            raise CacheError(
+                f"--output {folder} is gone: it was moved or removed while the run was at work",
+                fix="run the same command with its new name; finished work is kept",
+            ) from error
         return finished
 
 

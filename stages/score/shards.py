@@ -1,6 +1,5 @@
 """The tables of a shard: what each pass leaves, and the finished rows."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,13 +12,12 @@ import pyarrow.compute as pc
 from ...data.additions import GUIDE_NAME
 from ...data.manifest import Fingerprint, RewardKind
 from ...data.schema import (
-    FORMAT_VERSION,
-    METADATA_KEY,
     PAIR_SCHEMA,
     REFERENCE_SCHEMA,
     SAMPLES_SCHEMA,
     list_column,
     rewards_columns,
+    shard_metadata,
     shard_schema,
 )
 from .engines import PairScores
@@ -67,11 +65,8 @@ def shard_table(tokens: pa.Table, parts: Sequence[pa.Table], *, fingerprint: Fin
         ref_logps = scores[f"{side}_ref_logps"]
         scores.setdefault(name, _with_values(ref_logps, np.zeros(len(ref_logps.values), np.float32)))
     schema = shard_schema(_guides(scores), has_samples=SAMPLES_SCHEMA.names[0] in scores)
-    metadata = {
-        METADATA_KEY: json.dumps({"format_version": FORMAT_VERSION, "fingerprint": fingerprint}, sort_keys=True)
-    }
     columns = {name: tokens[name] if name in PAIR_SCHEMA.names else scores[name] for name in schema.names}
-    table = pa.table(columns, schema=schema.with_metadata(metadata))
+    table = pa.table(columns, schema=schema.with_metadata(shard_metadata(fingerprint)))
     return table.filter(pa.array(_finite_rows(table)))
 
 

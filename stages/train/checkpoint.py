@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...data.files import sync
+from ...data.files import follow_umask, sync
 from .marker import State, digests, mark, problem_of
 from .parallel import Parallel
 from .remote import RemoteRun
@@ -98,6 +98,8 @@ class Checkpoints:
         parallel.wait()
         values = write(temporary)
         parallel.wait()
+        if is_writer:
+            follow_umask(temporary)
         sees_files = parallel.is_on_main_machine or self._remote is not None
         ours = digests(temporary, parallel.local_rank, parallel.local_count) if sees_files else {}
         files = parallel.union(ours)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...data.addresses import is_url
-from ...data.files import remove_temporaries, replace, sync
+from ...data.files import follow_umask, remove_temporaries, replace, sync
 from ...data.manifest import differing_fields
 from ...errors import TrainingError
 from ..console import log, warn
@@ -242,6 +242,7 @@ class RunFolder:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         write(temporary)
+        follow_umask(temporary)
         for path in sorted(temporary.iterdir()):
             final = self.path / path.name
             if path.is_dir():

@@ -222,7 +222,9 @@ class TestSetAside:
         assert scored.stdout == f"{cache}: 4 pairs scored, {len(bad)} set aside\n"
         expected = {"read": len(lines), "scored": 4, "set_aside": len(bad), "duplicates": 0, "truncated": 0}
         assert counts(cache) == expected
-        assert stat.S_IMODE((cache / "_set_aside.jsonl").stat().st_mode) == 0o600
+        assert stat.S_IMODE((cache / "_set_aside.jsonl").stat().st_mode) == stat.S_IMODE(
+            (cache / "_manifest.json").stat().st_mode
+        )
         for told in ((cache / "_set_aside.jsonl").read_text(), (cache / "_manifest.json").read_text(), scored.stderr):
             assert "zebra" not in told
         ok("verify", cache)

@@ -72,7 +72,9 @@ def test_hostile_rows_leave_no_trace_beside_the_shards(scored: tuple[Path, str],
         assert MARK not in told
         assert "evil" not in told
         assert is_plain(told)
-    assert stat.S_IMODE((cache / "_set_aside.jsonl").stat().st_mode) == 0o600
+    assert stat.S_IMODE((cache / "_set_aside.jsonl").stat().st_mode) == stat.S_IMODE(
+        (cache / "_manifest.json").stat().st_mode
+    )
     assert is_plain(ok("verify", cache).stdout)
 
 

@@ -19,7 +19,9 @@ from support import Cli
 
 from tgdpo.data import versions
 from tgdpo.data.cache import RewardCache
+from tgdpo.data.files import sha256_file
 from tgdpo.data.manifest import ENVIRONMENT_FIELDS, Manifest
+from tgdpo.data.schema import shard_metadata, write_parquet
 from tgdpo.stages.score import fingerprint, reuse, upgrade
 from tgdpo.stages.score.fingerprint import engine_fingerprint, run_fingerprint
 from tgdpo.stages.train import history
@@ -117,14 +119,27 @@ def test_another_guide_is_added_to_a_finished_cache(cache: str, place: Path, ok:
     assert "all as the manifest says" in ok("verify", "new").stdout
 
 
+def forget_overlong(cache: Path) -> None:
+    """Takes the option out of all that a cache records."""
+    path = cache / "_manifest.json" if (cache / "_manifest.json").exists() else cache / "_work/settings.json"
+    recorded = json.loads(path.read_text())
+    fingerprint = recorded.get("fingerprint", recorded)
+    del fingerprint["overlong"]
+    for number, part in enumerate(sorted(cache.glob("part-*"))):
+        write_parquet(pq.read_table(part).replace_schema_metadata(shard_metadata(fingerprint)), part)
+        if "shards" in recorded:
+            recorded["shards"][number] |= {"bytes": part.stat().st_size, "sha256": sha256_file(part)}
+    path.write_text(json.dumps(recorded))
+    for note in cache.glob("_work/finished-*"):
+        note.unlink()
+
+
 def test_options_that_a_cache_does_not_know_are_what_0_1_0_did(
     place: Path, ok: Cli, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if `overlong` were newer than the caches of 0.1.0."""
-    for path in ("caches/plain/_manifest.json", "caches/stopped/_work/settings.json"):
-        recorded = json.loads(Path(path).read_text())
-        del recorded.get("fingerprint", recorded)["overlong"]
-        Path(path).write_text(json.dumps(recorded))
+    for cache in ("plain", "stopped"):
+        forget_overlong(place / "caches" / cache)
     make_it_be_of_here(place / "caches/stopped")
     ok("score", "--reuse", "caches/plain", "--add-guidance", "other=models/bad", "--output", "new")
     assert "finished already" in ok(*command_of("plain"), "--output", "caches/plain").stderr
@@ -191,7 +206,7 @@ def test_a_stopped_cache_of_another_score_version_is_refused(
         assert refused.code == 1
         assert re.search(r"was begun by tgdpo 0\.1\.0, .*\(score version 1, not 2\)", refused.error)
         assert "finish it with tgdpo 0.1.0, or use another --output" in refused.error
-    assert files_of(place / "caches/stopped") == before
+    assert files_of(place / "caches/stopped") == before | {"_work/lock": b""}
 
 
 def test_a_finished_cache_of_another_score_version_is_used(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tgdpo.data import files
-from tgdpo.data.files import publish, remove_temporaries, replace, sha256_file
+from tgdpo.data.files import follow_umask, publish, remove_temporaries, replace, sha256_file
 
 Write = Callable[..., object]
 
@@ -76,18 +76,34 @@ def test_a_reader_never_sees_the_file_before_it_is_whole(make: Write, tmp_path: 
 
 
 @pytest.mark.parametrize("make", [publish, replace])
-@pytest.mark.parametrize("mode", [0o600, 0o644])
-def test_mode(make: Write, mode: int, tmp_path: Path) -> None:
-    before = os.umask(0o077)
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_the_mode_follows_the_umask(make: Write, umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
     try:
-        make(tmp_path / "file", lambda path: path.write_text("x"), mode=mode)
+        make(tmp_path / "file", lambda path: path.write_text("x"))
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644)])
+def test_files_of_libraries_get_the_mode_of_any_new_file(umask: int, mode: int, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name, theirs in (("weights", 0o600), ("folder/weights", 0o666)):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(theirs)
+    before = os.umask(umask)
+    try:
+        follow_umask(tmp_path)
+    finally:
+        os.umask(before)
+    assert names(tmp_path) == ["folder", "weights"]
+    for name in ("weights", "folder/weights"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+
+
 def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
-    code = "import os, sys; from pathlib import Path; from tgdpo.data.files import publish\n"
+    code = "import os, sys; from pathlib import Path; from tgdpo.data.files import follow_umask, publish\n"
     code += "publish(Path(sys.argv[1]), lambda path: (path.write_text('half'), os.kill(os.getpid(), 9)))"
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "shard")])
     assert killed.returncode == -9
@@ -98,7 +114,7 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
 
 
 def test_what_is_being_written_is_no_leftover(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from tgdpo.data.files import publish\n"
+    code = "import sys; from pathlib import Path; from tgdpo.data.files import follow_umask, publish\n"
     code += "publish(Path(sys.argv[1]), lambda path: (path.write_text('half'), print(flush=True), sys.stdin.read()))"
     writer = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "shard")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -174,7 +190,7 @@ def test_two_processes_publish_the_same_names(tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from tgdpo.data.files import publish
+from tgdpo.data.files import follow_umask, publish
 folder, letter = Path(sys.argv[1]), sys.argv[2]
 (folder / f"ready-{letter}").touch()
 while not all((folder / f"ready-{other}").exists() for other in "ab"):

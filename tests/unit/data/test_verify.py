@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tgdpo.data.cache import RewardCache
 from tgdpo.data.files import sha256_file
-from tgdpo.data.schema import MANIFEST_NAME, SET_ASIDE_NAME, write_parquet
+from tgdpo.data.schema import MANIFEST_NAME, SET_ASIDE_NAME, shard_metadata, write_parquet
 from tgdpo.data.verify import verify
 from tgdpo.errors import CacheError
 
@@ -211,6 +211,11 @@ class TestRows:
         with pytest.raises(CacheError, match=SHARD):
             read_all(RewardCache(folder))
 
-    def test_no_metadata(self, folder: Path, table: pa.Table) -> None:
-        rewrite_shard(folder, table.replace_schema_metadata(None))
-        assert problems(folder) == [f"{SHARD} carries no tgdpo metadata"]
+    @pytest.mark.parametrize("metadata", [None, shard_metadata({"reference_sha256": "1" * 64})])
+    def test_of_a_run_with_other_settings(
+        self, folder: Path, table: pa.Table, metadata: dict[bytes, bytes] | None
+    ) -> None:
+        rewrite_shard(folder, table.replace_schema_metadata(metadata))
+        assert problems(folder) == [f"{SHARD} was made with other settings than the manifest's"]
+        with pytest.raises(CacheError, match="made with other settings"):
+            read_all(RewardCache(folder))
