@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from grid import Grid, Spec
 from judging import answers
+from raw import About, Raw
 from tasks import SMOKE_SIZES, Task, sorting, stories
 
 from tgdpo.data.files import publish
@@ -59,9 +60,9 @@ class Study:
 
     def finish(self, workers: int) -> None:
         """Does all that is missing."""
-        task = self.task()
-        (self.folder / "results").mkdir(exist_ok=True)
         with torch_threads(1):
+            task = self.task()
+            (self.folder / "results").mkdir(exist_ok=True)
             self._score(task, "cache")
             self._judge_base(task)
         self._run(self.grid.guide_specs(), workers)
@@ -141,16 +142,25 @@ class Study:
 
     # What came out
 
+    def raw(self) -> Raw:
+        """All of it."""
+        task = self.task()
+        pairs = min(self.grid.pairs, len(task.pairs.read_text().splitlines()))
+        prompts = pd.DataFrame({"text": self._prompts(task)}).rename_axis("prompt").reset_index()
+        about = About(task=task.name, scale=task.scale, pairs=pairs)
+        return Raw(about, prompts, self.base(), self.results(), self.curves())
+
     def results(self) -> pd.DataFrame:
-        """Raw results of all runs, with the base's score of the same prompt and seed."""
+        """The answers of all runs, with the base's score of the same prompt and seed."""
         names = [spec.name for spec in (*self.grid.guide_specs(), *self.grid.specs())]
         runs = pd.concat([pd.read_parquet(self.result(name)) for name in names], ignore_index=True)
-        base = self.base_results()[["prompt", "seed", "score"]].rename(columns={"score": "base_score"})
+        base = self.base()[["prompt", "seed", "score"]].rename(columns={"score": "base_score"})
         return runs.merge(base, on=["prompt", "seed"], how="left")
 
-    def base_results(self) -> pd.DataFrame:
+    def base(self) -> pd.DataFrame:
         """The base's own answers."""
-        return pd.concat([pd.read_parquet(self.result(f"base-s{seed}")) for seed in range(self.grid.seeds)])
+        seeds = range(self.grid.seeds)
+        return pd.concat([pd.read_parquet(self.result(f"base-s{seed}")) for seed in seeds], ignore_index=True)
 
     def curves(self) -> pd.DataFrame:
         """metrics.jsonl of all runs, a row per step."""
