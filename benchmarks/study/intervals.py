@@ -61,11 +61,11 @@ def estimate(values: Values) -> Estimate:
 
 
 def bootstrap_means(values: Values) -> Values:
-    """Means of [S, P] values with seeds and prompts drawn anew with replacement, apart from each other, [B].
+    """Means of [S, P] values whose seeds and prompts are resampled with replacement, independently, [B].
 
-    This is the pigeonhole bootstrap (Owen, The pigeonhole bootstrap, 2007). It counts what only a prompt and a seed
-    together explain three times, so it is a little wide; of few seeds it sees (S - 1) / S of the variance, so it is
-    too narrow where seeds differ more than prompts. The t interval is not.
+    This is the pigeonhole bootstrap (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics, 2007). It counts
+    the variance that neither prompts nor seeds explain three times, so it is too wide where that dominates. Of the
+    variance between S seeds it sees (S - 1) / S, so it is too narrow where few seeds dominate: `half_t` is right there.
     """
     of_seeds, of_prompts = _counts(*values.shape)
     means: Values = ((of_prompts @ values.T) * of_seeds).sum(1) / values.size
@@ -81,7 +81,10 @@ def _counts(seeds: int, prompts: int) -> tuple[Values, Values]:
 
 
 def half_t(means: Values) -> float:
-    """Half the 95 % t interval of the mean of [S] seeds' means, with S - 1 degrees of freedom; NaN with one seed."""
+    """Half the 95 % t interval of the mean of [S] seeds' means, with S - 1 degrees of freedom; NaN with one seed.
+
+    The prompts count as given: it is too narrow where prompts dominate.
+    """
     if len(means) < 2:
         return float("nan")
     return float(t_quantile(len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means)))
