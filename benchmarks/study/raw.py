@@ -3,6 +3,8 @@
 FOLDER/study.json         the task's name, what its score is, and how many pairs were trained on
 FOLDER/prompts.parquet    the held-out prompts: `prompt`, their number, and `text`
 FOLDER/base.parquet       the base's answers, a row per seed and prompt; null where they were not kept
+FOLDER/guides.parquet     a row per guide, of its rewards in nats over the tokens of all pairs: `tokens`, `rms`,
+                          `correlation` with those of the first guide; null where they were not kept
 FOLDER/results.parquet    a row per run and prompt: answer, score, the base's score, tokens, KL
 FOLDER/curves.parquet     a row per run and step: its metrics
 """
@@ -15,7 +17,7 @@ import pandas as pd
 
 from tgdpo.errors import UsageError
 
-FRAMES = ("prompts", "base", "results", "curves")
+FRAMES = ("prompts", "base", "guides", "results", "curves")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Raw:
     about: About
     prompts: pd.DataFrame
     base: pd.DataFrame
+    guides: pd.DataFrame
     results: pd.DataFrame
     curves: pd.DataFrame
 

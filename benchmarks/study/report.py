@@ -30,7 +30,7 @@ def tables(raw: Raw) -> dict[str, str]:
         "Methods (Table 1)": methods(raw.results, raw.base),
         "To convergence (Table 2)": convergence(raw.results, raw.curves),
         "Alpha (Table 3)": alphas(raw.results, raw.curves),
-        "Guides (Table 4)": guides(raw.results),
+        "Guides (Table 4)": guides(raw.results, raw.guides),
         "Every learning rate": rates(raw.results),
     }
     return {heading: markdown(table) for heading, table in rows.items()}

@@ -15,10 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from grid import Grid, Spec
 from judging import answers
+from numpy.typing import NDArray
 from raw import About, Raw
 from tasks import SMOKE_SIZES, Task, sorting, stories
 
@@ -148,7 +150,7 @@ class Study:
         pairs = min(self.grid.pairs, len(task.pairs.read_text().splitlines()))
         prompts = pd.DataFrame({"text": self._prompts(task)}).rename_axis("prompt").reset_index()
         about = About(task=task.name, scale=task.scale, pairs=pairs)
-        return Raw(about, prompts, self.base(), self.results(), self.curves())
+        return Raw(about, prompts, self.base(), self.guides(), self.results(), self.curves())
 
     def results(self) -> pd.DataFrame:
         """The answers of all runs, with the base's score of the same prompt and seed."""
@@ -162,6 +164,13 @@ class Study:
         seeds = range(self.grid.seeds)
         return pd.concat([pd.read_parquet(self.result(f"base-s{seed}")) for seed in seeds], ignore_index=True)
 
+    def guides(self) -> pd.DataFrame:
+        """How large the guides' rewards are, and how alike, over the tokens of all pairs."""
+        rewards = pd.DataFrame({guide: _token_rewards(self.folder / f"cache-{guide}") for guide in self.grid.guides})
+        alike = rewards.corr()[self.grid.guides[0]]
+        columns = {"tokens": len(rewards), "rms": (rewards**2).mean() ** 0.5, "correlation": alike}
+        return pd.DataFrame(columns).rename_axis("guide").reset_index()
+
     def curves(self) -> pd.DataFrame:
         """metrics.jsonl of all runs, a row per step."""
         specs = [*self.grid.guide_specs(), *self.grid.specs()]
@@ -169,6 +178,12 @@ class Study:
             pd.read_json(self.run_folder(spec) / "metrics.jsonl", lines=True).assign(**asdict(spec)) for spec in specs
         ]
         return pd.concat(frames, ignore_index=True)
+
+
+def _token_rewards(cache: Path) -> NDArray[np.float64]:
+    """Of all responses of a cache, one after the other."""
+    pairs = pd.read_parquet(cache, columns=["chosen_rewards", "rejected_rewards"])
+    return np.concatenate([*pairs.chosen_rewards, *pairs.rejected_rewards]).astype(np.float64)
 
 
 def default_workers() -> int:

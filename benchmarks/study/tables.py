@@ -117,12 +117,16 @@ def alphas(results: pd.DataFrame, curves: pd.DataFrame) -> list[Row]:
     return _against_dpo(main[main.method == "dpo"], settings)
 
 
-def guides(results: pd.DataFrame) -> list[Row]:
+def guides(results: pd.DataFrame, rewards: pd.DataFrame) -> list[Row]:
     """Table 4: what a guide is itself, and what it makes of TGDPO at alpha 0.5."""
     rows = []
+    first = rewards.guide.iloc[0]
     main = selected(results[results.part == "main"])
     for guide, own in selected(results[results.part == "guide"]).groupby("method", sort=False):
-        rows.append({"guide": guide, "model": "the guide itself"} | summary(own))
+        of_guide = rewards[rewards.guide == guide].iloc[0]
+        row = {"guide": guide, "model": "the guide itself", "rms of rewards": _known(of_guide.rms, ".3f")}
+        row[f"their correlation with {first}'s"] = _known(of_guide.correlation, ".3f")
+        rows.append(row | summary(own))
         made = main[(main.method == "tgdpo") & (main.guide == guide) & (main.alpha == 0.5)]
         if len(made):
             rows.append({"guide": guide, "model": "TGDPO with it, alpha 0.5"} | summary(made))

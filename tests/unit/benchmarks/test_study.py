@@ -68,7 +68,7 @@ def test_counts_are_those_of_the_results() -> None:
         [*answers("dpo", 1e-4, 0), *answers("dpo", 3e-4, 1), *answers("sft", 1e-4, 1), *answers("sft", 3e-4, 0)]
     )
     nothing = pd.DataFrame()
-    assert report.counts(raw.Raw(raw.About("task", "score", 2048), nothing, nothing, results, nothing)) == (
+    assert report.counts(raw.Raw(raw.About("task", "score", 2048), nothing, nothing, nothing, results, nothing)) == (
         "8 runs with 2 seeds on 2,048 pairs. Of 5 held-out prompts, 3 choose the learning rates and the other 2 make "
         "the tables: 4 answers per setting. 1 of 2 settings choose the largest learning rate."
     )
@@ -90,7 +90,7 @@ def test_what_was_not_kept_is_empty() -> None:
 
 
 def test_raw_results_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"has no study.json, prompts.parquet, base.parquet, results.parquet"):
+    with pytest.raises(UsageError, match=r"has no study.json, prompts.parquet, base.parquet, guides.parquet"):
         import_module("raw").Raw.read(tmp_path)
 
 

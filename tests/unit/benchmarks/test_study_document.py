@@ -64,12 +64,12 @@ def test_counts_are_those_of_the_raw_results(task: str) -> None:
 
 @tasks
 def test_figures_of_the_text_are_in_the_tables(task: str) -> None:
-    """Scores and p have three decimals or more, intervals come with their means."""
+    """Those with an interval, and those of three decimals or more: scores and p."""
     made = "\n".join(tables(task).values())
     text = section(task)
     for table in tables(task).values():
         text = text.replace(table, "")
-    figures = re.findall(r"[+-]?\d\.\d{3,}(?: \[[^]]*\] ± [\d.]+)?", text)
+    figures = re.findall(r"[+-]?\d+\.\d+ \[[^]]*\](?: ± \d+\.\d+)?|[+-]?\d\.\d{3,}", text)
     assert figures
     assert [figure for figure in figures if figure not in made] == []
 
