@@ -4,24 +4,30 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
+from intervals import crossed, estimate
+from tables import SETTING, of_figures
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 
 def frontier(results: pd.DataFrame, base: pd.DataFrame, scale: str, file: Path) -> None:
-    """Mean score against mean KL to the base, a point per method, learning rate and setting, means over seeds; DPO's
-    learning rates are joined."""
-    main = results[(results.part == "main") & (results.prompt % 2 == 1)]
-    points = main.groupby(["method", "guide", "alpha", "learning_rate"])[["kl", "score"]].mean().reset_index()
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    axes.axhline(base[base.prompt % 2 == 1].score.mean(), color="black", linewidth=0.8, linestyle=":", label="base")
-    for number, (name, group) in enumerate(points.groupby("method", sort=False)):
-        marker = "D" if name == "tgdpo" else "o"
-        axes.scatter(group.kl, group.score, label=name, marker=marker, color=f"C{number}", s=26)
-        if name == "dpo":
-            by_kl = group.sort_values("kl")
-            axes.plot(by_kl.kl, by_kl.score, color=f"C{number}", linewidth=0.8)
+    """Mean score against mean KL to the base, a point per setting and learning rate; hollow: trained to convergence.
+
+    Bars are the two-way bootstrap's intervals of the score.
+    """
+    figure, axes = plt.subplots(figsize=(8, 5))
+    axes.axhline(of_figures(base).score.mean(), color="black", linewidth=0.8, linestyle=":", label="base")
+    shown = of_figures(results[results.part.isin(["main", "convergence"])])
+    for number, (name, runs) in enumerate(shown.groupby("method", sort=False)):
+        for (part, *_), frame in runs.groupby([*SETTING, "learning_rate"], sort=False):
+            score, color = estimate(crossed(frame.score, frame)), f"C{number}"
+            axes.vlines(frame.kl.mean(), score.low, score.high, color=color, linewidth=0.7, alpha=0.6)
+            axes.plot(
+                frame.kl.mean(), score.mean, "D" if name == "tgdpo" else "o", color=color, markersize=5,
+                markerfacecolor=color if part == "main" else "white", zorder=4 if name == "dpo" else 3,
+            )  # fmt: skip
+        axes.plot([], [], "D" if name == "tgdpo" else "o", color=f"C{number}", markersize=5, label=name)
     axes.set(xlabel="KL to the base, nats per answer", ylabel=scale, xscale="log")
     axes.legend(fontsize=8, ncols=2)
     _save(figure, file)

@@ -15,10 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from grid import Grid, Spec
 from judging import answers
+from numpy.typing import NDArray
+from raw import About, Raw
 from tasks import SMOKE_SIZES, Task, sorting, stories
 
 from tgdpo.data.files import publish
@@ -59,9 +62,9 @@ class Study:
 
     def finish(self, workers: int) -> None:
         """Does all that is missing."""
-        task = self.task()
-        (self.folder / "results").mkdir(exist_ok=True)
         with torch_threads(1):
+            task = self.task()
+            (self.folder / "results").mkdir(exist_ok=True)
             self._score(task, "cache")
             self._judge_base(task)
         self._run(self.grid.guide_specs(), workers)
@@ -141,16 +144,32 @@ class Study:
 
     # What came out
 
+    def raw(self) -> Raw:
+        """All of it."""
+        task = self.task()
+        pairs = min(self.grid.pairs, len(task.pairs.read_text().splitlines()))
+        prompts = pd.DataFrame({"text": self._prompts(task)}).rename_axis("prompt").reset_index()
+        about = About(task=task.name, scale=task.scale, pairs=pairs)
+        return Raw(about, prompts, self.base(), self.guides(), self.results(), self.curves())
+
     def results(self) -> pd.DataFrame:
-        """Raw results of all runs, with the base's score of the same prompt and seed."""
+        """The answers of all runs, with the base's score of the same prompt and seed."""
         names = [spec.name for spec in (*self.grid.guide_specs(), *self.grid.specs())]
         runs = pd.concat([pd.read_parquet(self.result(name)) for name in names], ignore_index=True)
-        base = self.base_results()[["prompt", "seed", "score"]].rename(columns={"score": "base_score"})
+        base = self.base()[["prompt", "seed", "score"]].rename(columns={"score": "base_score"})
         return runs.merge(base, on=["prompt", "seed"], how="left")
 
-    def base_results(self) -> pd.DataFrame:
+    def base(self) -> pd.DataFrame:
         """The base's own answers."""
-        return pd.concat([pd.read_parquet(self.result(f"base-s{seed}")) for seed in range(self.grid.seeds)])
+        seeds = range(self.grid.seeds)
+        return pd.concat([pd.read_parquet(self.result(f"base-s{seed}")) for seed in seeds], ignore_index=True)
+
+    def guides(self) -> pd.DataFrame:
+        """How large the guides' rewards are, and how alike, over the tokens of all pairs."""
+        rewards = pd.DataFrame({guide: _token_rewards(self.folder / f"cache-{guide}") for guide in self.grid.guides})
+        alike = rewards.corr()[self.grid.guides[0]]
+        columns = {"tokens": len(rewards), "rms": (rewards**2).mean() ** 0.5, "correlation": alike}
+        return pd.DataFrame(columns).rename_axis("guide").reset_index()
 
     def curves(self) -> pd.DataFrame:
         """metrics.jsonl of all runs, a row per step."""
@@ -159,6 +178,12 @@ class Study:
             pd.read_json(self.run_folder(spec) / "metrics.jsonl", lines=True).assign(**asdict(spec)) for spec in specs
         ]
         return pd.concat(frames, ignore_index=True)
+
+
+def _token_rewards(cache: Path) -> NDArray[np.float64]:
+    """Of all responses of a cache, one after the other."""
+    pairs = pd.read_parquet(cache, columns=["chosen_rewards", "rejected_rewards"])
+    return np.concatenate([*pairs.chosen_rewards, *pairs.rejected_rewards]).astype(np.float64)
 
 
 def default_workers() -> int:

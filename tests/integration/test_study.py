@@ -1,6 +1,5 @@
 """The smoke form of benchmarks/study, as a user starts it."""
 
-import math
 import os
 import shutil
 import subprocess
@@ -15,19 +14,19 @@ pytest.importorskip("matplotlib", reason="the study's own dependencies, tgdpo[st
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
 
 
-def study(output: Path) -> str:
+def study(output: Path, *options: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(STUDY), "--output", str(output), "--smoke", "--workers", "1"],
+        [sys.executable, str(STUDY), "--output", str(output), "--smoke", "--workers", "1", *options],
         capture_output=True, text=True, timeout=1800, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return (output / "smoke" / "report.md").read_text()
 
 
-def test_smoke_goes_on_to_the_same_tables(tmp_path: Path) -> None:
+def test_smoke_resumes_to_the_same_tables(tmp_path: Path) -> None:
     report = study(tmp_path)
-    for heading in ("Methods", "To convergence", "Alpha", "Guides"):
-        assert f"## {heading}" in report
+    for heading in ("Methods", "To convergence", "Alpha", "Guides", "Every learning rate"):
+        assert f"### {heading}" in report
     folder = tmp_path / "smoke"
     assert {path.name for path in folder.glob("*.png")} == {"frontier.png", "curves.png"}
     results = pd.read_parquet(folder / "results.parquet")
@@ -36,7 +35,10 @@ def test_smoke_goes_on_to_the_same_tables(tmp_path: Path) -> None:
     assert set(results.method) == {"dpo", "weak-dpo", "tdpo2", "tgdpo"}
     assert results.kl.ge(-1e-4).all()
     assert results.score.isin([0, 1]).all()
-    assert results.base_score.notna().all()
+    base = pd.read_parquet(folder / "base.parquet").merge(results, on=["prompt", "seed"])
+    assert (base.score_x == base.base_score).all()
+    assert len(base) == len(results)
+    assert pd.read_parquet(folder / "prompts.parquet").prompt.tolist() == list(range(40))
 
     lost = "main-tgdpo-dpo-0.5-lr0.001-s1"
     kept = (folder / "results" / "main-dpo-lr0.001-s0.parquet").stat().st_mtime_ns
@@ -44,25 +46,10 @@ def test_smoke_goes_on_to_the_same_tables(tmp_path: Path) -> None:
     shutil.rmtree(folder / "runs" / lost)
     assert study(tmp_path) == report
     assert (folder / "results" / "main-dpo-lr0.001-s0.parquet").stat().st_mtime_ns == kept
+    assert study(tmp_path / "again", "--tables-from", str(tmp_path)) == report
+    assert {path.suffix for path in (tmp_path / "again" / "smoke").iterdir()} == {".md", ".png"}
 
 
-def test_differences_at_the_same_kl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers whose score is log KL plus something of their method's."""
-    monkeypatch.syspath_prepend(str(STUDY))
-    from tables import equal_kl
-
-    def answers(method: str, rate: float, kl: float, more: float) -> pd.DataFrame:
-        frame = pd.DataFrame([(prompt, seed) for prompt in range(6) for seed in range(2)], columns=["prompt", "seed"])
-        of_prompt = frame.prompt / 10 + frame.seed / 100
-        return frame.assign(part="main", method=method, guide="", alpha=0.0, learning_rate=rate, kl=kl,
-                            score=math.log(kl) + of_prompt + more)  # fmt: skip
-
-    results = pd.concat(
-        [answers("dpo", rate, kl, 0) for rate, kl in ((1e-5, 0.1), (1e-4, 2.0), (1e-3, 9.0))]
-        + [answers("better", rate, kl, 0.5) for rate, kl in ((1e-5, 0.3), (1e-4, 4.0), (1e-3, 20.0))]
-        + [answers("alike", 1e-4, 2.0, 0)]
-    )
-    assert equal_kl(results) == [
-        {"method": "BETTER", "1e-05": "+0.500 ± 0.000 (KL 0.3)", "0.0001": "+0.500 ± 0.000 (KL 4)", "0.001": ""},
-        {"method": "ALIKE", "0.0001": "+0.000 ± 0.000 (KL 2)"},
-    ]
+def test_raw_results_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"study: \S+smoke has no study.json"):
+        study(tmp_path, "--tables-from", str(tmp_path))

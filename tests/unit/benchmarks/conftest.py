@@ -1,4 +1,4 @@
-"""Benchmarks are scripts that import one another by name."""
+"""Benchmarks and the study are scripts that import one another by name."""
 
 from pathlib import Path
 
@@ -11,3 +11,4 @@ FOLDER = Path(__file__).parents[3] / "benchmarks"
 def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes them importable."""
     monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(FOLDER / "study"))
