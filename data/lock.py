@@ -75,6 +75,13 @@ class Lock:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, text.encode(), 0)
 
+    def remove(self) -> None:
+        """Removes the file, if it is still there, and gives the lock up. Who locks a new one of that name afterward has
+        to look whether it is at its path."""
+        if self.is_at_its_path:
+            self.path.unlink(missing_ok=True)
+        self.release()
+
     def release(self) -> None:
         """Gives the lock up."""
         if self._descriptor >= 0:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...data.files import follow_umask, sync
-from .marker import State, digests, mark, problem_of
+from .logs import another_at_work
+from .marker import NO_MARKER, State, digests, mark, problem_of
 from .parallel import Parallel
 from .remote import RemoteRun
 
@@ -18,11 +19,14 @@ _NAME = "step-"
 
 
 class Found(NamedTuple):
-    """The newest whole checkpoint's step, and those newer that are not whole: name and reason."""
+    """The newest whole checkpoint, and those newer that are not whole."""
 
     step: int
     """0 where there is none."""
     skipped: list[str]
+    """Name and reason of each that is not whole."""
+    damaged: bool
+    """Whether one of those was whole once. In a store one without a marker never was: it was not put there in full."""
 
 
 class Checkpoints:
@@ -36,6 +40,7 @@ class Checkpoints:
     def __init__(self, folder: Path, remote: RemoteRun | None) -> None:
         self._folder = folder
         self._remote = remote
+        self._known: set[int] = set()
 
     def path(self, step: int) -> Path:
         """The folder of a checkpoint."""
@@ -48,13 +53,22 @@ class Checkpoints:
     def newest(self) -> Found:
         """The newest whole one, which then is in the folder and, of a run in a store, in the store."""
         self.remove_leftovers()
+        self._known = self._here() | self._there()
         skipped: list[str] = []
-        for step in sorted(self._here() | self._there(), reverse=True):
+        is_damaged = False
+        for step in sorted(self._known, reverse=True):
             problem = self._brought(step)
             if problem is None:
-                return Found(step, skipped)
+                return Found(step, skipped, is_damaged)
             skipped.append(f"{self.path(step).name} ({problem})")
-        return Found(0, skipped)
+            is_damaged |= self._remote is None or problem != NO_MARKER
+        return Found(0, skipped, is_damaged)
+
+    def require_known(self) -> None:
+        """Raises TrainingError where there is a checkpoint that was made by neither this process nor one before it."""
+        others = (self._here() | self._there()) - self._known
+        if others:
+            raise another_at_work(self.path(max(others)))
 
     def _brought(self, step: int) -> str | None:
         """Sees to a checkpoint being here and there; why it is not whole, or None."""
@@ -113,6 +127,7 @@ class Checkpoints:
             self._put_from_all(step, parallel, is_writer=is_writer)
         if is_writer:
             self._remove_others(step, keep, is_main=parallel.is_main)
+        self._known.add(step)
 
     def _put_from_all(self, step: int, parallel: Parallel, *, is_writer: bool) -> None:
         """Puts what each machine has of a checkpoint, and then the marker."""
@@ -153,9 +168,9 @@ def _steps(names: set[str]) -> set[int]:
 
 def _others(steps: set[int], step: int, keep: int) -> set[int]:
     """Those to remove once the checkpoint of `step` is there."""
-    # One of a later step was skipped when this run went on from an earlier one: it is not whole.
-    later = {other for other in steps if other > step}
-    return later | set(sorted(steps - later)[:-keep])
+    # One of a later step was skipped when this run was resumed from an earlier one: it is not whole. It stays until the
+    # run is past it.
+    return set(sorted(other for other in steps if other <= step)[:-keep])
 
 
 def _remove(path: Path) -> None:

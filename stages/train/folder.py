@@ -19,42 +19,18 @@ from typing import Any, NamedTuple
 
 from ...data.addresses import is_url
 from ...data.files import follow_umask, remove_temporaries, replace, sync
-from ...data.manifest import differing_fields
+from ...data.lock import Lock
 from ...errors import TrainingError
 from ..console import log, warn
-from ..settings import parse_yaml
 from .checkpoint import Checkpoints
 from .config import TrainConfig
 from .history import History, require_same_steps
+from .lock import LOCK, lock_run
 from .logs import JsonLines, parse_lines
 from .marker import problem_of, read_state
 from .parallel import Parallel
+from .recorded import options_in, require_same_settings
 from .remote import CHECKPOINTS, CONFIG, METRICS, PAIRS, RECORD, RemoteRun, working_folder
-
-# What may change between two starts of one run: it does not decide the result.
-_FREE_FIELDS = (
-    "cache",
-    "model",
-    "reference",
-    "output",
-    "resume",
-    "device",
-    "batch_tokens",
-    "parallel",
-    "gradient_checkpointing",
-    "logging_steps",
-    "eval_steps",
-    "save_steps",
-    "keep_checkpoints",
-    "checkpoint_state",
-    "log_pairs",
-    "report_to",
-    "project",
-    "run_name",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private_repo",
-)
 
 
 class Start(NamedTuple):
@@ -88,6 +64,8 @@ class RunFolder:
         self._id = uuid.uuid4().hex
         self._run = self.path / RECORD
         self._config_file = self.path / CONFIG
+        self._lock: Lock | None = None
+        self._made_folder = False
         self._metrics = JsonLines(self.path / METRICS, self._address(METRICS))
         self._pairs = JsonLines(self.path / PAIRS, self._address(PAIRS))
 
@@ -111,30 +89,67 @@ class RunFolder:
 
         Raises:
             TrainingError: the folder holds another run, one whose steps were computed in another way, or something
-                else.
+                else; or another process is at work in it.
         """
         self._identity = identity
         if self._remote:
             self._follow(self._remote)
-        remove_temporaries(self.path)
-        if self._run.is_file():
-            record = self.read_record()
-            if record["finished"] or self._has_trained():
-                self._require_same(record)
-                self._id = record.get("id", self._id)
-                if not record["finished"]:
-                    require_same_steps(record, f"--output {self.output} was")
-                return Start(summary=record["summary"]) if record["finished"] else self._newest()
-        elif self._holds_something_else():
+        if not self._run.is_file() and self._holds_something_else():
             raise TrainingError(f"--output {self.output} exists and holds no run", fix="name a new or an empty folder")
-        start = self._newest()
+        finished = self._finished()
+        if finished:
+            return finished
+        self._made_folder = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_run(self.path, self.output)
+        remove_temporaries(self.path)
+        finished = self._finished()  # meanwhile
+        if finished:
+            return finished
+        if self._run.is_file() and self._has_trained():
+            record = self.read_record()
+            self._require_same(record)
+            require_same_steps(record, f"--output {self.output} was")
+            self._id = record.get("id", self._id)
+            return self._newest()
+        start = self._newest()
         # The record first: a run that is killed between the two has trained nothing, and is known as one to start over.
         self._write_record(history, finished=False)
         replace(self._config_file, lambda path: path.write_text(self._config.to_yaml()))
         if self._remote:
             self._remote.put_logs()
         return start
+
+    def _finished(self) -> Start | None:
+        """The start of a run that is finished already. Raises TrainingError where it is another run."""
+        record = self.read_record() if self._run.is_file() else None
+        if record is None or not record["finished"]:
+            return None
+        self._require_same(record)
+        return Start(summary=record["summary"])
+
+    def close(self) -> None:
+        """Lets other processes train in the folder."""
+        if self._lock is not None:
+            self._lock.remove()
+            self._lock = None
+        if self._made_folder:
+            with suppress(OSError):
+                self.path.rmdir()  # a start that was refused has put nothing there
+
+    def require_there(self, error: FileNotFoundError) -> None:
+        """Raises TrainingError where the folder is gone, from the error that told so."""
+        if not self.path.is_dir():
+            raise TrainingError(
+                f"--output {self.output} is gone: it was moved or removed while the run was at work",
+                fix="run the same command with its new name, it is resumed there",
+            ) from error
+
+    def require_alone(self) -> None:
+        """Raises TrainingError where another process was at work in the run since this one last wrote to it."""
+        for log_file in (self._metrics, self._pairs):
+            log_file.require_unchanged()
+        self.checkpoints.require_known()
 
     def _follow(self, remote: RemoteRun) -> None:
         """Makes the folder what the store has, unless it is further in the same run."""
@@ -148,13 +163,16 @@ class RunFolder:
     def _holds_something_else(self) -> bool:
         if self._remote:
             return self._remote.holds_anything()
-        return self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir()))
+        return self.path.is_file() or (
+            self.path.is_dir() and bool({path.name for path in self.path.iterdir()} - {LOCK})
+        )
 
     def _has_trained(self) -> bool:
         return self.checkpoints.exist() or any(record["step"] > 0 for record in self._metrics.read())
 
     def _require_same(self, record: dict[str, Any]) -> None:
-        self._require_settings(self._their_options() | record["identity"], f"--output {self.output} holds a run")
+        theirs = self._their_options() | record["identity"]
+        require_same_settings(self.settings, theirs, f"--output {self.output} holds a run")
         if self._config.resume == "never":
             raise TrainingError(
                 f"--output {self.output} holds a run already and --resume is never", fix="name another --output"
@@ -164,20 +182,10 @@ class RunFolder:
         if not self._config_file.is_file():
             problem = "missing"
         else:
-            options, problem = _options_in(self._config_file.read_bytes())
+            options, problem = options_in(self._config_file.read_bytes())
             if options is not None:
                 return options
         raise TrainingError(f"{self._address(CONFIG)} is {problem}", fix="restore it, or name another --output")
-
-    def _require_settings(self, theirs: dict[str, Any], whose: str) -> None:
-        ours, theirs = self.settings, self._config.completed(theirs)
-        fields = differing_fields(ours, theirs, ignore=_FREE_FIELDS)
-        if fields:
-            raise TrainingError(
-                f"{whose} with other settings: "
-                + ", ".join(f"{name} ({theirs.get(name)}, now {ours.get(name)})" for name in fields),
-                fix="use the same settings, or another --output",
-            )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -207,6 +215,11 @@ class RunFolder:
 
     def _newest(self) -> Start:
         found = self.checkpoints.newest()
+        if found.damaged and found.step == 0:
+            raise TrainingError(
+                f"no checkpoint of {self.output} is whole: {', '.join(found.skipped)}",
+                fix="restore one from a copy, or start in another --output",
+            )
         for skipped in found.skipped:
             warn(f"checkpoint {skipped} is skipped: it is not whole")
         named = self._named_checkpoint
@@ -230,7 +243,7 @@ class RunFolder:
         if problem:
             raise TrainingError(f"--resume {named} is no whole checkpoint: {problem}", fix="name another")
         values = read_state(named).values
-        self._require_settings(values["settings"], f"--resume {named} is of a run")
+        require_same_settings(self.settings, values["settings"], f"--resume {named} is of a run")
         require_same_steps(values, f"--resume {named} is of a run")
         return int(values["step"])
 
@@ -318,27 +331,6 @@ class RunFolder:
             log_file.sync()
         if self._remote:
             self._remote.put_logs()
-
-
-def as_begun(config: TrainConfig) -> TrainConfig:
-    """The configuration, for a run that an earlier version began in its output: options that it did not know and that
-    are not set keep doing what that version did. All processes must call it before anything depends on options."""
-    path = working_folder(config.output)
-    if is_url(config.output):
-        content = RemoteRun(config.output, path).read(CONFIG)
-    else:
-        content = (path / CONFIG).read_bytes() if (path / CONFIG).is_file() else None
-    options, _ = _options_in(content) if content else (None, "")
-    return config.as_begun(options) if options else config
-
-
-def _options_in(content: bytes) -> tuple[dict[str, Any] | None, str]:
-    """The options of a config.yaml; None, and what the file is instead."""
-    try:
-        options = parse_yaml(content)
-    except ValueError as error:
-        return None, str(error)
-    return (options, "") if isinstance(options, dict) else (None, "no mapping of options")
 
 
 def _id_of(record: bytes | None) -> str | None:

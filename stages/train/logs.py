@@ -30,6 +30,14 @@ def _record(line: bytes, name: str) -> dict[str, Any]:
     return record
 
 
+def another_at_work(written: object) -> TrainingError:
+    """What is said where a second process has written something into the run of this one."""
+    return TrainingError(
+        f"{written} was written by another tgdpo train, which is at work in the same --output",
+        fix="let one of them end, and run its command again",
+    )
+
+
 class JsonLines:
     """A file of one JSON object a line, each with its `step`.
 
@@ -41,11 +49,25 @@ class JsonLines:
     def __init__(self, path: Path, name: object) -> None:
         self._path = path
         self._name = name
+        self._size: int | None = None
 
     def append(self, record: dict[str, Any]) -> None:
-        """Adds a line."""
-        with self._path.open("a") as file:
+        """Adds a line. Raises TrainingError where another process has added one since `cut`."""
+        self.require_unchanged()
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        self._size = self._path.stat().st_size
+
+    def require_unchanged(self) -> None:
+        """Raises TrainingError where another process has written to the file since `cut`, and FileNotFoundError where
+        its folder is gone."""
+        if not self._path.parent.is_dir():
+            raise FileNotFoundError(str(self._path))
+        if self._size is not None and self._size != self._bytes():
+            raise another_at_work(self._name)
+
+    def _bytes(self) -> int:
+        return self._path.stat().st_size if self._path.is_file() else 0
 
     def read(self) -> list[dict[str, Any]]:
         """As `parse_lines`; none where there is no file."""
@@ -53,11 +75,11 @@ class JsonLines:
 
     def cut(self, step: int) -> None:
         """Keeps the lines up to `step`; none for step 0, which is evaluated again."""
-        if not self._path.is_file():
-            return
-        kept = [record for record in self.read() if step and record["step"] <= step]
-        content = "".join(json.dumps(record) + "\n" for record in kept)
-        replace(self._path, lambda path: path.write_text(content))
+        if self._path.is_file():
+            kept = [record for record in self.read() if step and record["step"] <= step]
+            content = "".join(json.dumps(record) + "\n" for record in kept)
+            replace(self._path, lambda path: path.write_text(content, encoding="utf-8"))
+        self._size = self._bytes()
 
     def sync(self) -> None:
         """Waits until what was appended is on disk."""

@@ -167,6 +167,7 @@ class TrainRun:
         require_finite_weights(self.policy, self.step, self.parallel)
         weights = full_weights(self.policy, self.forward, self.parallel)
         if self.parallel.is_main:
+            self.folder.require_alone()
             self.folder.publish(lambda folder: save_policy(self.policy, self.tokenizer, folder, weights))
             write_card(self.folder.path, self.config, self.cache, self.last_record, self.history)
             self.folder.finish(self.last_record, self.history)
@@ -277,6 +278,7 @@ class TrainRun:
     def _save_checkpoint(self) -> None:
         require_finite_weights(self.policy, self.step, self.parallel)
         if self.parallel.is_main:
+            self.folder.require_alone()
             self.folder.sync_logs()
         self.folder.checkpoints.save(
             self.step, write=self._write_state, parallel=self.parallel, keep=self.config.keep_checkpoints

@@ -12,6 +12,7 @@ from ...data.files import sha256_file, sync
 from ...errors import TrainingError
 
 MARKER = "trainer_state.json"
+NO_MARKER = f"it has no {MARKER}"
 _VERSION = 3
 _READERS = min(8, os.cpu_count() or 1)
 """Files read at a time; hashing takes most of a core for each."""
@@ -107,7 +108,7 @@ def problem_of(checkpoint: Path) -> str | None:
     try:
         files = read_state(checkpoint).files
     except FileNotFoundError:
-        return f"it has no {MARKER}"
+        return NO_MARKER
     except (ValueError, RecursionError):
         return f"its {MARKER} is damaged"
     for name, noted in files.items():

@@ -1,5 +1,6 @@
 """Stage two from start to end: what must fit together, whose the output folder is, the run, the upload."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from ..models import ModelSource, has_tokenizer, load_tokenizer, pick_device, re
 from ..provenance import made_with
 from .config import TrainConfig
 from .contrast import contrast_of
-from .folder import RunFolder, Start, as_begun
+from .folder import RunFolder, Start
 from .history import History
 from .hub import open_repository, push
 from .loaded import LoadedModel
@@ -22,6 +23,7 @@ from .losses import LOSSES
 from .optimizers import require_optimizer, require_spreads
 from .parallel import Parallel
 from .quantization import require_quantization
+from .recorded import as_begun
 from .sampled import estimates_kl
 from .shapes import find_shape
 from .trackers import require_installed
@@ -59,24 +61,27 @@ def train(config: TrainConfig, *, start: LoadedModel | None = None, tokenizer: A
     require_quantization(config, source)
     tokenizer = _fitting_tokenizer(config, cache, source, tokenizer)
     cache.require_complete()
-    try:
-        parallel = Parallel(config)
-        require_spreads(config, parallel.kind)
-        folder = RunFolder(config)
-        result, repository = _train(config, cache, source, tokenizer, parallel, folder)
-        parallel.end()
-        is_main, is_first_of_machine = parallel.is_main, parallel.is_first_of_machine
-    finally:
-        # accelerate keeps its state for the whole process; a second run may have other settings.
-        AcceleratorState._reset_state(reset_partial_state=True)
-    has_trained = result.policy is not None
-    if has_trained and is_main:
-        folder.sync_logs()  # what trackers have written at their end
-    if repository:
-        path = folder.path if has_trained else folder.fetch_model()
-        log(f"pushed to {push(path, repository)}")
-    if is_first_of_machine:
-        folder.leave()
+    with closing(RunFolder(config)) as folder:
+        try:
+            parallel = Parallel(config)
+            require_spreads(config, parallel.kind)
+            result, repository = _train(config, cache, source, tokenizer, parallel, folder)
+            parallel.end()
+            is_main, is_first_of_machine = parallel.is_main, parallel.is_first_of_machine
+        except FileNotFoundError as error:
+            folder.require_there(error)
+            raise
+        finally:
+            # accelerate keeps its state for the whole process; a second run may have other settings.
+            AcceleratorState._reset_state(reset_partial_state=True)
+        has_trained = result.policy is not None
+        if has_trained and is_main:
+            folder.sync_logs()  # what trackers have written at their end
+        if repository:
+            path = folder.path if has_trained else folder.fetch_model()
+            log(f"pushed to {push(path, repository)}")
+        if is_first_of_machine:
+            folder.leave()
     return result
 
 

@@ -1,5 +1,7 @@
 """`tgdpo train`: what it needs, what it writes, and what must not change its result."""
 
+import errno
+import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +14,9 @@ import torch
 import transformers
 from support import Cli, Models, make_models
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tgdpo.data.lock import Lock
+from tgdpo.stages.train.loop import TrainRun
 
 
 @pytest.fixture
@@ -261,15 +266,81 @@ class TestResume:
         assert ((run / "model.safetensors").read_bytes(), (run / "pairs.jsonl").read_bytes()) == before
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-2", "step-4"]
 
-    def test_without_a_whole_checkpoint_it_starts_over(self, stopped: tuple[Any, Path], ok: Cli) -> None:
+    def test_without_a_whole_checkpoint_nothing_is_removed(self, stopped: tuple[Any, Path], run_cli: Cli) -> None:
         call, run = stopped
-        before = (run / "model.safetensors").read_bytes(), (run / "pairs.jsonl").read_bytes()
-        steps = [record["step"] for record in records_of(run)]
         for step in (2, 4):
             (run / "checkpoints" / f"step-{step}" / "model.safetensors").unlink()
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        refused = run_cli(*call, "--output", run)
+        assert refused.code == 1
+        assert f"no checkpoint of {run} is whole: step-4 (model.safetensors is missing), step-2 (" in refused.error
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+    def test_a_damaged_checkpoint_stays_until_the_run_is_past_it(self, stopped: tuple[Any, Path], ok: Cli) -> None:
+        call, run = stopped
+        before = (run / "model.safetensors").read_bytes()
+        (run / "checkpoints" / "step-4" / "model.safetensors").unlink()
+        resumed = ok(*call, "--output", run, "--save-steps", 3)
+        assert "step-4 (model.safetensors is missing) is skipped" in resumed.stderr
+        assert (run / "model.safetensors").read_bytes() == before
+        assert (run / "checkpoints" / "step-4").exists()
+
+    def test_a_second_process_is_refused(self, stopped: tuple[Any, Path], run_cli: Cli, ok: Cli) -> None:
+        """Whatever the file of the lock says: what counts is whether a process holds it."""
+        call, run = stopped
+        (run / ".lock").write_text("process 1 on elsewhere since 1999-01-01 00:00:00 UTC\n")
+        lock = Lock(run / ".lock")
+        assert lock.acquire()
+        refused = run_cli(*call, "--output", run)
+        assert refused.code == 1
+        assert "in use by another tgdpo train (process 1 on elsewhere since 1999-01-01 00:00:00 UTC)" in refused.error
+        lock.release()  # as the end of its process does
         ok(*call, "--output", run)
-        assert ((run / "model.safetensors").read_bytes(), (run / "pairs.jsonl").read_bytes()) == before
-        assert [record["step"] for record in records_of(run)] == steps
+        assert not (run / ".lock").exists()
+
+    @pytest.mark.parametrize("written", ["metrics.jsonl", "pairs.jsonl", "checkpoints/step-3/config.json"])
+    def test_without_locks_a_second_process_is_noticed_by_what_it_writes(
+        self, written: str, stopped: tuple[Any, Path], run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        call, run = stopped
+        shutil.rmtree(run / "checkpoints" / "step-4")
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "no locks")
+
+        step = TrainRun._train_step
+
+        def disturbed(self: TrainRun, *arguments: Any) -> None:
+            step(self, *arguments)
+            (run / written).parent.mkdir(exist_ok=True)
+            with (run / written).open("a") as file:
+                file.write('{"step": 3}\n')
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        monkeypatch.setattr(TrainRun, "_train_step", disturbed)
+        refused = run_cli(*call, "--output", run)
+        assert refused.code == 1
+        assert "was written by another tgdpo train, which is at work in the same --output" in refused.error
+        assert "no locks on its file system" in refused.stderr
+        assert not json.loads((run / "run.json").read_text())["finished"]
+
+    def test_a_run_folder_that_is_moved_away(
+        self, stopped: tuple[Any, Path], run_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        call, run = stopped
+        step = TrainRun._train_step
+
+        def moved(self: TrainRun, *arguments: Any) -> None:
+            if run.exists():
+                run.rename(tmp_path / "moved")
+            step(self, *arguments)
+
+        monkeypatch.setattr(TrainRun, "_train_step", moved)
+        refused = run_cli(*call, "--output", run)
+        assert refused.code == 1
+        assert f"--output {run} is gone: it was moved or removed" in refused.error
+        monkeypatch.setattr(TrainRun, "_train_step", step)
+        assert run_cli(*call, "--output", tmp_path / "moved").code == 0
 
     def test_other_settings_are_refused(self, stopped: tuple[Any, Path], run_cli: Cli) -> None:
         call, run = stopped

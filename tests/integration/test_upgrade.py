@@ -26,7 +26,7 @@ from tgdpo.stages.score import fingerprint, reuse, upgrade
 from tgdpo.stages.score.fingerprint import engine_fingerprint, run_fingerprint
 from tgdpo.stages.train import history
 from tgdpo.stages.train.config import TrainConfig
-from tgdpo.stages.train.folder import as_begun
+from tgdpo.stages.train.recorded import as_begun
 
 MADE = runpy.run_path(str(golden.OF_0_1_0 / "make.py"))
 CACHES = ("plain", "chat", "rich")
