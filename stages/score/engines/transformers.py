@@ -100,7 +100,7 @@ class TransformersEngine(Engine):
                     results[i] = self._in_parts(compute, [jobs[i]])[0]
         return [results[i] for i in range(len(pairs))]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # as the probe and evaluation: each mode would be compiled anew for FlexAttention
     def _in_parts(self, compute: Callable[[Sequence[Job]], list[Result]], jobs: Sequence[Job]) -> list[Result]:
         """`compute` of the jobs at once, or of their halves where memory does not hold that."""
         try:
