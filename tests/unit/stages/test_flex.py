@@ -1,7 +1,6 @@
 """FlexAttention over packed rows: its blocks against the mask on tokens, its results against the calls pair by pair."""
 
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import accumulate
@@ -112,27 +111,6 @@ def test_windows_and_caps_equal_calls_pair_by_pair(
     """Without the compiler, whose CPU kernels know neither."""
     monkeypatch.setattr(flex, "_compiled", lambda: torch_flex.flex_attention)
     require_equal(window, cap)
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What is compiled in a test, by the product's own call, for a backend that runs it as it is."""
-    compiled: list[Any] = []
-
-    def backend(graph: Any, _: Any) -> Any:
-        compiled.append(graph)
-        return graph.forward
-
-    forget()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    yield compiled
-    forget()
-
-
-def forget() -> None:
-    torch.compiler.reset()
-    flex._compiled.cache_clear()
-    flex._room_for_graphs.cache_clear()
 
 
 def attend(tokens: int = 300, window: int | None = None, cap: float | None = None, **options: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The transformers engine where memory runs out."""
+"""The transformers engine: where memory runs out, and what it has FlexAttention compiled for."""
 
 from typing import Any
 
@@ -9,6 +9,8 @@ from support import Models
 
 from tgdpo.data.tokenization import PairIds
 from tgdpo.errors import ModelError
+from tgdpo.stages import logps
+from tgdpo.stages.attention import SHARED_PROMPT_FLEX
 from tgdpo.stages.logps import ResponseLogps
 from tgdpo.stages.models import resolve
 from tgdpo.stages.score.engines import EngineSpec
@@ -18,6 +20,10 @@ from tgdpo.stages.score.engines.transformers import TransformersEngine
 @pytest.fixture
 def engine(models: Models) -> TransformersEngine:
     """A small model with room for all pairs in one batch."""
+    return engine_of(models)
+
+
+def engine_of(models: Models) -> TransformersEngine:
     return TransformersEngine(
         EngineSpec(
             source=resolve(str(models.reference), "--reference"),
@@ -61,3 +67,14 @@ def test_a_pair_that_does_not_fit_is_an_error(engine: TransformersEngine, monkey
     run_out_of_memory_above(10, monkeypatch)
     with pytest.raises(ModelError, match="does not fit in the memory of cpu"):
         engine.score(PAIRS, lambda *_: None)
+
+
+def test_scoring_runs_the_graph_that_was_tried(
+    models: Models, graphs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logps, "_attentions", lambda _: [SHARED_PROMPT_FLEX])
+    engine = engine_of(models)
+    assert len(graphs) == 1
+    assert sum(pair.tokens for pair in PAIRS) > 128, "a row of one block has a graph of its own"
+    engine.score(PAIRS, lambda *_: None)
+    assert len(graphs) == 1
