@@ -23,11 +23,11 @@ def engine(models: Models) -> TransformersEngine:
     return engine_of(models)
 
 
-def engine_of(models: Models) -> TransformersEngine:
+def engine_of(models: Models, dtype: torch.dtype = torch.float32) -> TransformersEngine:
     return TransformersEngine(
         EngineSpec(
             source=resolve(str(models.reference), "--reference"),
-            dtype=torch.float32,
+            dtype=dtype,
             device=torch.device("cpu"),
             batch_tokens=10_000,
         )
@@ -78,3 +78,85 @@ def test_scoring_runs_the_graph_that_was_tried(
     assert sum(pair.tokens for pair in PAIRS) > 128, "a row of one block has a graph of its own"
     engine.score(PAIRS, lambda *_: None)
     assert len(graphs) == 1
+
+
+# Scores that are not finite
+
+
+def overflow(monkeypatch: pytest.MonkeyPatch, *, room: int = 10**6) -> None:
+    """One pair's scores are finite in float32 alone; beside the model in it, memory holds `room` tokens."""
+    original = ResponseLogps.forward
+
+    def forward(wrapped: ResponseLogps, batch: Any) -> torch.Tensor:
+        logps = original(wrapped, batch)
+        if next(wrapped.model.parameters()).dtype != torch.float32:
+            return logps.index_fill(0, torch.tensor([0]), float("nan"))
+        if batch.input_ids.numel() > room:
+            raise torch.OutOfMemoryError
+        return logps
+
+    monkeypatch.setattr(ResponseLogps, "forward", forward)
+
+
+def run_out_of_memory_at_the_fourth(parameters: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    original, places = torch.Tensor.float, {parameter.data_ptr() for parameter in parameters}
+    converted: list[int] = []
+
+    def in_float32(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() in places:
+            converted.append(tensor.data_ptr())
+            if len(converted) == 4:
+                raise torch.OutOfMemoryError
+        return original(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "float", in_float32)
+
+
+def finite(engine: TransformersEngine) -> int:
+    return sum(scores.finite for scores in engine.score(PAIRS, lambda *_: None))
+
+
+@pytest.fixture
+def half(models: Models) -> TransformersEngine:
+    """The engine with its model in bfloat16."""
+    return engine_of(models, torch.bfloat16)
+
+
+def test_a_score_that_is_not_finite_is_computed_again(
+    half: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overflow(monkeypatch)
+    assert finite(half) == len(PAIRS)
+    assert {parameter.dtype for parameter in half._model.parameters()} == {torch.bfloat16}
+
+
+def test_without_memory_for_float32_the_pair_stays_not_finite(
+    half: TransformersEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model is then what it was, to the last bit."""
+    before = {name: parameter.clone() for name, parameter in half._model.named_parameters()}
+    overflow(monkeypatch)
+    run_out_of_memory_at_the_fourth(list(half._model.parameters()), monkeypatch)
+    assert finite(half) == len(PAIRS) - 1
+    for name, parameter in half._model.named_parameters():
+        assert torch.equal(parameter.view(torch.int16), before[name].view(torch.int16)), name
+    assert "1 of 1 pairs with scores that are not finite could not be computed again in float32 (out of memory)" in (
+        capsys.readouterr().err
+    )
+
+
+def test_without_memory_for_a_pass_in_float32_the_pair_stays_not_finite(
+    half: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And later passes are as large as before."""
+    overflow(monkeypatch, room=10)
+    tokens = half._budget.limit()
+    assert finite(half) == len(PAIRS) - 1
+    assert half._budget.limit() == tokens
+    assert {parameter.dtype for parameter in half._model.parameters()} == {torch.bfloat16}
+
+
+def test_a_model_that_just_fits_and_cannot_be_tried(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_out_of_memory_above(0, monkeypatch)
+    with pytest.raises(ModelError, match="does not fit on cpu"):
+        engine_of(models)
