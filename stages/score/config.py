@@ -109,7 +109,8 @@ class ScoreConfig(Settings):
     workers: int | None = option(WORKERS, None, gt=0)
     """Ray workers. Default: as many as the cluster has GPUs for; without GPUs, one a machine."""
     gpus_per_worker: float | None = option(WORKERS, None, ge=0)
-    """GPUs of a Ray worker, also 0 or a fraction. Default: 1 where the cluster has GPUs."""
+    """GPUs of a Ray worker, also 0 or a fraction. Default: where the cluster has GPUs, as many as a model runs on (one,
+    with vllm its tensor times its pipeline parallel size)."""
     address: str | None = option(WORKERS, None)
     """Address of a running Ray cluster, or local to start one here. Default: $RAY_ADDRESS, else one that runs here,
     else local."""
