@@ -75,7 +75,7 @@ class ScoreConfig(Settings):
     where it stopped."""
     batch_tokens: int | None = option(RUN, None, gt=0)
     """Tokens of one forward pass, padding included (vllm: at most 2048 where it makes all logits of a pass). Default:
-    8192, with transformers on CUDA more as long as memory lasts."""
+    8192, with transformers on CUDA more as long as memory lasts, up to 65536."""
     pairs_per_shard: int = option(RUN, 8192, gt=0)
     """Source rows behind one shard."""
 
