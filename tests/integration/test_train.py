@@ -58,7 +58,7 @@ def test_an_optimizer_whose_state_does_not_fit(
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     result = run_cli("train", "--cache", scored, "--model", models.reference, "--output", tmp_path / "run", *FAST)
     assert result.code == 1
-    assert "the state of --optim adamw_torch_fused do not fit in the memory of cpu: see tgdpo train --plan" in result.error
+    assert "--optim adamw_torch_fused do not fit in the memory of cpu: see tgdpo train --plan" in result.error
 
 
 class TestAutocastsCopies:

@@ -1,7 +1,7 @@
 """The least torch that pyproject.toml allows has every name of torch that the package uses.
 
-What is compared is names: modules, functions, classes and their attributes, as the source spells them. Methods of tensors
-and keyword arguments are not seen. benchmarks/ may use newer ones.
+What is compared is names: modules, functions, classes and their attributes, as the source spells them. Methods of
+tensors and keyword arguments are not seen. benchmarks/ may use newer ones.
 """
 
 import ast

@@ -81,9 +81,7 @@ def test_gpus_of_a_worker_are_those_of_a_model(
         ("transformers", {}, 2, "transformers would run a model on 1 of them.* --engine vllm --tensor-parallel-size 2"),
     ],
 )
-def test_gpus_that_the_engine_does_not_use(
-    engine: str, arguments: dict[str, int], asked: float, message: str
-) -> None:
+def test_gpus_that_the_engine_does_not_use(engine: str, arguments: dict[str, int], asked: float, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         gpus_with(engine, arguments, asked)
 

@@ -158,8 +158,8 @@ def test_what_does_not_compile_is_an_error_of_a_line(graphs: list[Any], monkeypa
 
 
 def test_rows_of_every_length_take_the_main_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one for decoding, which the compiler takes for short rows, fails for many models. Whether the option is heeded
-    is seen on a GPU alone."""
+    """The one for decoding, which the compiler takes for short rows, fails for many models. Whether the option is
+    heeded is seen on a GPU alone."""
     asked: list[Any] = []
 
     def attention(query: torch.Tensor, *arguments: Any, **options: Any) -> Any:

@@ -143,7 +143,7 @@ def test_flex_attention_scores_as_one_sequence_at_a_time(config: Any) -> None:
 
 @pytest.mark.usefixtures("cuda_attentions")
 def test_flex_attention_is_tried_on_a_row_of_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row of one block is compiled apart, and says little about longer ones. A CPU is not kept with so many tokens."""
+    """A row of one block is compiled apart, and says little about longer ones. On a CPU a few tokens do."""
     tokens: list[int] = []
     original = ResponseLogps.forward
 
