@@ -38,7 +38,7 @@ def flex_attention(
 ) -> Tensor:
     """Attention [1, H, T, D] under `block_mask`, compiled once for all lengths; key and value may have fewer heads.
 
-    Under autocast a rotary embedding gives query and key in float32; torch casts them to value's dtype, since 2.11.
+    Under autocast a rotary embedding gives query and key in float32; torch, from 2.11 on, casts them to its dtype.
 
     Raises:
         ModelError: it does not compile, or not once more. Uncompiled it would compute all scores, [H, T, T].
