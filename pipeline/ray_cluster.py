@@ -4,7 +4,7 @@ import math
 import os
 import socket
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,6 +15,7 @@ import torch
 from ..errors import UsageError
 from ..stages.console import log, warn
 from ..stages.score.config import ScoreConfig
+from ..stages.score.engines import ENGINES, argument_option
 
 
 @dataclass(frozen=True)
@@ -67,24 +68,61 @@ def _require_listener(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def pool_of(ray: Any, config: ScoreConfig) -> Pool:
-    """What was asked for; by default a worker per GPU, or without GPUs a worker per machine.
+def gpus_at_hand(ray: Any, config: ScoreConfig) -> float:
+    """GPUs of a worker, where nothing but the options and the cluster is known: as asked, else one if there are any."""
+    if config.gpus_per_worker is not None:
+        return config.gpus_per_worker
+    return 1.0 if ray.cluster_resources().get("GPU") and not config.device.startswith("cpu") else 0.0
+
+
+def gpus_of_worker(config: ScoreConfig, engine: str, arguments: Mapping[str, Any], at_hand: float) -> float:
+    """GPUs of a worker: as many as the engine runs a model on.
+
+    Args:
+        engine: its name.
+        arguments: the engine's, by its own names.
+        at_hand: what `gpus_at_hand` says; 0 stays 0.
+
+    Raises:
+        UsageError: other than the engine can use were asked for.
+    """
+    if engine not in ENGINES or not at_hand:
+        return at_hand
+    sizes = {name: int(arguments.get(name, 1)) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
+    needed = math.prod(sizes.values()) if engine == "vllm" else 1
+    asked = config.gpus_per_worker
+    if asked is None or asked == needed or (asked < 1 and needed == 1):
+        return asked or float(needed)
+    if asked < needed:
+        given = " ".join(f"{argument_option(name)} {size}" for name, size in sizes.items() if size > 1)
+        raise UsageError(
+            f"--gpus-per-worker {asked:g}: with {given} a model runs on {needed} GPUs",
+            fix="leave --gpus-per-worker out",
+        )
+    raise UsageError(
+        f"--gpus-per-worker {asked:g}: {engine} would run a model on {needed} of them, and the others would idle",
+        fix=f"leave it out, or use --engine vllm --tensor-parallel-size {math.ceil(asked)}",
+    )
+
+
+def pool_of(ray: Any, config: ScoreConfig, gpus: float) -> Pool:
+    """What was asked for; by default as many workers as there are GPUs for, or without GPUs a worker per machine.
 
     Without GPUs the workers share the CPUs, also where there are fewer.
+
+    Args:
+        gpus: of a worker.
 
     Raises:
         UsageError: the cluster has no room for one worker, and no number of workers was given.
     """
     total = ray.cluster_resources()
-    gpus = config.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if total.get("GPU") and not config.device.startswith("cpu") else 0.0
     machines = sum(node["Alive"] for node in ray.nodes())
     workers = config.workers or (int(total.get("GPU", 0) / gpus) if gpus else machines)
     if not workers:
         raise UsageError(
-            f"--gpus-per-worker {gpus:g}: the cluster has {total.get('GPU', 0):g} GPUs",
-            fix="ask for fewer, or name --workers",
+            f"a worker needs {gpus:g} GPUs: the cluster has {total.get('GPU', 0):g}",
+            fix="use fewer (--gpus-per-worker, --tensor-parallel-size), or name --workers and add machines meanwhile",
         )
     share = total.get("CPU", 1.0) / workers
     cpus = 1.0 if gpus else float(int(share)) if share >= 1 else math.floor(1000 * share) / 1000

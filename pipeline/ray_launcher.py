@@ -31,7 +31,7 @@ from ..stages.score.run import (
 )
 from ..stages.score.share import WHOLE, Share
 from .handout import DEATHS_ALLOWED, Handout
-from .ray_cluster import Pool, cluster, device_of, import_ray, last_line, pool_of
+from .ray_cluster import Pool, cluster, device_of, gpus_at_hand, gpus_of_worker, import_ray, last_line, pool_of
 from .ray_worker import Done, ShardWorker
 
 SECONDS_BETWEEN_POLLS = 1.0
@@ -48,8 +48,10 @@ def score_with_ray(config: ScoreConfig) -> Manifest:
     ray = import_ray()
     quiet_libraries()
     with closing(OutputFolder(config.output)) as folder, cluster(ray, config.address):
-        pool = pool_of(ray, config)
-        plan = plan_in(folder, config, device=device_of(config, pool.gpus))
+        at_hand = gpus_at_hand(ray, config)
+        plan = plan_in(folder, config, device=device_of(config, at_hand))
+        gpus = gpus_of_worker(config, plan.engine.name, plan.engine_arguments, at_hand)
+        pool = pool_of(ray, config, gpus)
         finished = finished_already(plan, folder)
         if finished is not None:
             return finished

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 
 DEFAULT_TOKENS = 8192
+MOST_TOKENS = 65_536
+"""A budget grows no further: a GPU has been busy for long, and the block mask of a row grows with its square."""
 MEMORY_SHARE = 0.9
 """Of the memory that is free for a pass, what a grown pass may take: allocators lose some to fragments."""
 MOST_GROWTH = 2.0
@@ -59,7 +61,7 @@ class TokenBudget:
 
     Args:
         tokens: a fixed budget; None starts at `DEFAULT_TOKENS` and, where there is a `memory` to watch, grows until a
-            pass fills it.
+            pass fills it or has `MOST_TOKENS`.
         memory: of the device that the passes run on; None where growing makes no sense.
     """
 
@@ -89,7 +91,7 @@ class TokenBudget:
         # A pass far below the budget says little about a full one.
         if self._memory and 2 * tokens >= self._tokens:
             self._bytes_per_token = self._memory.taken() / tokens
-            self._tokens = max(self._tokens, int(MOST_GROWTH * tokens))
+            self._tokens = max(self._tokens, min(MOST_TOKENS, int(MOST_GROWTH * tokens)))
 
 
 def token_budget(tokens: int | None, device: torch.device, *, reserved: int = 0) -> TokenBudget:

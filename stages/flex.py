@@ -7,17 +7,27 @@ Legend: H heads, T tokens of the row, D head size, B blocks of `BLOCK` tokens.
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from threading import get_ident
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch._dynamo import config as compiler
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.nn.attention import flex_attention as torch_flex
 
 from ..data.packing import Span
+from ..errors import ModelError
 
 BLOCK = 128
+GRAPHS = 64
+"""Kinds of calls that a process may compile. Lengths are no kinds: windows, caps, dtypes, heads, rows of one block and
+what gradients are asked for are, and the compiler's own limit of 8 is too few for Gemma."""
+_KERNEL = {"BACKEND": "TRITON"}
+"""The main kernel, at every length. For rows shorter than a block the compiler would choose one for decoding, and fail
+where the heads that share a key outnumber what it is made for (pytorch/pytorch#185349)."""
 _PROMPT, _CHOSEN, _REJECTED = 0, 1, 2
 
 Bools = npt.NDArray[np.bool_]
@@ -26,16 +36,36 @@ Bools = npt.NDArray[np.bool_]
 def flex_attention(
     query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scaling: float | None, cap: float | None
 ) -> Tensor:
-    """Attention [1, H, T, D] under `block_mask`, compiled once for all lengths; key and value may have fewer heads."""
-    output: Tensor = _compiled()(
-        query,
-        key,
-        value,
-        score_mod=_soft_cap(cap, query.device) if cap is not None else None,
-        block_mask=block_mask,
-        scale=scaling,
-        enable_gqa=key.shape[1] != query.shape[1],
-    )
+    """Attention [1, H, T, D] under `block_mask`, compiled once for all lengths; key and value may have fewer heads.
+
+    Under autocast a rotary embedding gives query and key in float32; torch, from 2.11 on, casts them to its dtype.
+
+    Raises:
+        ModelError: it does not compile, or not once more. Uncompiled it would compute all scores, [H, T, T].
+    """
+    try:
+        with _room_for_graphs(get_ident()):
+            output: Tensor = _compiled()(
+                query,
+                key,
+                value,
+                score_mod=_soft_cap(cap, query.device) if cap is not None else None,
+                block_mask=block_mask,
+                scale=scaling,
+                enable_gqa=key.shape[1] != query.shape[1],
+                kernel_options=_KERNEL,
+            )
+    except FailOnRecompileLimitHit as error:
+        raise ModelError(
+            f"FlexAttention was compiled {GRAPHS} times in this process, for other heads, dtypes or windows each time, "
+            "and is not compiled again",
+            fix="use a process for each model, or set --attn-implementation sdpa",
+        ) from error
+    except TorchDynamoException as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"FlexAttention does not compile ({first_line})", fix="set --attn-implementation sdpa"
+        ) from error
     return output
 
 
@@ -67,7 +97,15 @@ def row_block_mask(spans: Sequence[Span], positions_T: Tensor, window: int | Non
 
 @cache
 def _compiled() -> Callable[..., Any]:
-    return torch.compile(torch_flex.flex_attention, dynamic=True)
+    # As a full graph it raises at the limit of graphs, where it would run uncompiled without a word.
+    return torch.compile(torch_flex.flex_attention, dynamic=True, fullgraph=True)
+
+
+@cache
+def _room_for_graphs(_thread: int) -> Any:
+    # The compiler's settings are a thread's own, and gradient checkpointing calls from the backward pass's thread.
+    # Made once a thread: making it takes longer than entering it, and there is a call per layer.
+    return compiler.patch(recompile_limit=GRAPHS)
 
 
 @cache

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import UsageError
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 
 
 class Gpu(NamedTuple):
@@ -19,7 +19,7 @@ class Gpu(NamedTuple):
 
     name: str
     memory: int
-    """Bytes, from the data sheet's GB = 10^9."""
+    """Bytes, as the card's own tool (nvidia-smi, rocm-smi) reports them; the driver keeps a little from programs."""
     flops: float
     """Operations per second."""
     source: str
@@ -28,17 +28,17 @@ class Gpu(NamedTuple):
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("A10G", 24 * 10**9, 70e12, "AWS, EC2 G5 instances; NVIDIA A10G data sheet"),
-        Gpu("A100-40GB", 40 * 10**9, 312e12, "NVIDIA A100 data sheet"),
-        Gpu("A100-80GB", 80 * 10**9, 312e12, "NVIDIA A100 data sheet"),
-        Gpu("B200", 180 * 10**9, 2250e12, "NVIDIA DGX B200 data sheet, one of eight, half of the sparse figure"),
-        Gpu("H100-PCIe", 80 * 10**9, 756e12, "NVIDIA H100 data sheet, half of the sparse figure"),
-        Gpu("H100", 80 * 10**9, 989e12, "NVIDIA H100 SXM data sheet, half of the sparse figure"),
-        Gpu("H200", 141 * 10**9, 989e12, "NVIDIA H200 SXM data sheet, half of the sparse figure"),
-        Gpu("L4", 24 * 10**9, 121e12, "NVIDIA L4 data sheet, half of the sparse figure"),
-        Gpu("L40S", 48 * 10**9, 362e12, "NVIDIA L40S data sheet, half of the sparse figure"),
-        Gpu("MI300X", 192 * 10**9, 1307e12, "AMD Instinct MI300X data sheet"),
-        Gpu("RTX4090", 24 * 10**9, 165e12, "NVIDIA Ada GPU architecture white paper"),
+        Gpu("A10G", 23_028 * MIB, 70e12, "AWS, EC2 G5 instances; NVIDIA A10G data sheet"),
+        Gpu("A100-40GB", 40_960 * MIB, 312e12, "NVIDIA A100 data sheet"),
+        Gpu("A100-80GB", 81_920 * MIB, 312e12, "NVIDIA A100 data sheet"),
+        Gpu("B200", 183_359 * MIB, 2250e12, "NVIDIA DGX B200 data sheet, one of eight, half of the sparse figure"),
+        Gpu("H100-PCIe", 81_559 * MIB, 756e12, "NVIDIA H100 data sheet, half of the sparse figure"),
+        Gpu("H100", 81_559 * MIB, 989e12, "NVIDIA H100 SXM data sheet, half of the sparse figure"),
+        Gpu("H200", 143_771 * MIB, 989e12, "NVIDIA H200 SXM data sheet, half of the sparse figure"),
+        Gpu("L4", 23_034 * MIB, 121e12, "NVIDIA L4 data sheet, half of the sparse figure"),
+        Gpu("L40S", 46_068 * MIB, 362e12, "NVIDIA L40S data sheet, half of the sparse figure"),
+        Gpu("MI300X", 196_592 * MIB, 1307e12, "AMD Instinct MI300X data sheet"),
+        Gpu("RTX4090", 24_564 * MIB, 165e12, "NVIDIA Ada GPU architecture white paper"),
     )
 }
 

@@ -8,6 +8,7 @@ tokens; what would not be exact falls back to two padded rows a pair, or to full
 Legend: N rows, T tokens of a row, R response tokens of all pairs, K tokens drawn at each, D hidden size, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -236,6 +237,8 @@ _PROBE_PAIRS = [
     PairIds(*(np.array(ids, np.int32) for ids in pair))
     for pair in (([3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8]), ([9, 7], [9, 3, 2, 3], [8, 4]))
 ]
+_FLEX_PROBE_PAIRS = 16 * _PROBE_PAIRS
+"""Of more tokens than two blocks, so that what is compiled for them is what the work runs."""
 
 
 @torch.no_grad()
@@ -247,15 +250,17 @@ def _switch_to_packed(wrapped: ResponseLogps) -> bool:
     was_training = wrapped.model.training
     wrapped.model.eval()
     try:
-        expected = _probe(wrapped, "padded")
-        for attention in _attentions(device):
+        attentions = _attentions(device)
+        pairs = _FLEX_PROBE_PAIRS if SHARED_PROMPT_FLEX in attentions else _PROBE_PAIRS
+        expected = _probe(wrapped, pairs, "padded")
+        for attention in attentions:
             causal_lm.set_attn_implementation(attention)
             try:
                 with attention_calls() as calls:
-                    found = _probe(wrapped, "packed")
+                    found = _probe(wrapped, pairs, "packed")
             except Exception as error:
                 if attention == SHARED_PROMPT_FLEX:  # whatever a compiler may raise; the next one needs none
-                    first_line = str(error).strip().split("\n", 1)[0]
+                    first_line = str(error.__cause__ or error).strip().split("\n", 1)[0]
                     warn(f"FlexAttention does not run here ({first_line}): pairs go through attention one by one")
                 elif not isinstance(error, (UnsupportedAttentionError, TypeError, ValueError)):
                     raise  # else a layer that needs more, a model without the attention interface or position_ids
@@ -275,11 +280,11 @@ def _attentions(device: torch.device) -> list[str]:
     return [SHARED_PROMPT_FLEX, SHARED_PROMPT] if device.type == "cuda" else [SHARED_PROMPT]
 
 
-def _probe(wrapped: ResponseLogps, layout: Layout) -> list[Tensor]:
-    """Scores of the probe pairs, and where the model is trained, a gradient that went back through its layers."""
+def _probe(wrapped: ResponseLogps, pairs: Sequence[PairIds], layout: Layout) -> list[Tensor]:
+    """Scores of the pairs, and where the model is trained, a gradient that went back through its layers."""
     trained = [parameter for parameter in wrapped.model.parameters() if parameter.requires_grad]
     device = next(wrapped.model.parameters()).device
-    batch = to_device(collate(_PROBE_PAIRS, layout), device)
+    batch = to_device(collate(pairs, layout), device)
     if not trained:
         return [wrapped(batch)]
     # The first of the smallest: the norm before the first layer's attention, as a rule. It alone: the gradient of a

@@ -285,9 +285,7 @@ def load_model(
             **options,
         )
     except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"{source.name} does not fit on {device}", fix="use a smaller --dtype, another --device or a smaller model"
-        ) from error
+        raise does_not_fit(source.name, device) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{source.name} does not load ({_first_line(error)})", fix="check the model's files"
@@ -302,16 +300,26 @@ def load_model(
     return loaded
 
 
+def does_not_fit(name: str, device: torch.device) -> ModelError:
+    """What to say where memory ends while a model is loaded or first run."""
+    return ModelError(
+        f"{name} does not fit on {device}", fix="use a smaller --dtype, another --device or a smaller model"
+    )
+
+
 def add_adapter(model: nn.Module, adapter: ModelSource, *, trainable: bool = False) -> nn.Module:
     """`model` with the PEFT adapter in it (`disable_adapter()` switches it off again).
 
     Raises:
         ModelError: the adapter does not fit the model, or works by virtual tokens.
+        torch.OutOfMemoryError: memory ended.
     """
     import peft
 
     try:
         wrapped = peft.PeftModel.from_pretrained(model, str(adapter.folder), is_trainable=trainable)
+    except torch.OutOfMemoryError:
+        raise  # a RuntimeError, but not one of these
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"the adapter {adapter.name} does not fit its base ({_first_line(error)})", fix="name the right base model"

@@ -81,7 +81,7 @@ class ScoreConfig(Settings):
     where it stopped."""
     batch_tokens: int | None = option(RUN, None, gt=0)
     """Tokens of one forward pass, padding included (vllm: at most 2048 where it makes all logits of a pass). Default:
-    8192, with transformers on CUDA more as long as memory lasts."""
+    8192, with transformers on CUDA more as long as memory lasts, up to 65536."""
     pairs_per_shard: int = option(RUN, 8192, gt=0)
     """Source rows behind one shard."""
 
@@ -115,7 +115,8 @@ class ScoreConfig(Settings):
     workers: int | None = option(WORKERS, None, gt=0)
     """Ray workers. Default: as many as the cluster has GPUs for; without GPUs, one a machine."""
     gpus_per_worker: float | None = option(WORKERS, None, ge=0)
-    """GPUs of a Ray worker, also 0 or a fraction. Default: 1 where the cluster has GPUs."""
+    """GPUs of a Ray worker, also 0 or a fraction. Default: where the cluster has GPUs, as many as a model runs on (one,
+    with vllm its tensor times its pipeline parallel size)."""
     address: str | None = option(WORKERS, None)
     """Address of a running Ray cluster, or local to start one here. Default: $RAY_ADDRESS, else one that runs here,
     else local."""

@@ -127,7 +127,7 @@ class TrainConfig(Settings):
     """Pairs of one optimizer step, over all processes."""
     batch_tokens: int | None = option(BATCH, None, gt=0)
     """Tokens of one forward and backward pass of a process, padding included; gradients are accumulated over a step's
-    passes. Default: 8192, which grows on a single GPU until a pass fills its memory."""
+    passes. Default: 8192, which grows on a single GPU until a pass fills its memory, up to 65536."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = option(BATCH, None)
     """Dtype of the weights; auto takes the checkpoint's own. Default: float32, which small learning rates need; with
     --lora-rank auto, since the adapter is in float32 anyway."""

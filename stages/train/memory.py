@@ -32,7 +32,9 @@ class Activations(NamedTuple):
     recomputed: int
     """With gradient checkpointing: the layers' inputs, and one layer's activations while it is computed again."""
     weight_copies: int
-    """What autocast keeps of the weights in half precision."""
+    """What autocast keeps of the weights in half precision, with all activations kept."""
+    layer_copies: int
+    """With gradient checkpointing: one layer's, while it is computed again."""
 
 
 def weight_bytes(config: TrainConfig, model: Any) -> int:
@@ -87,7 +89,8 @@ def activation_bytes(model: Any, lengths: Sequence[int], pairs: int, compute: to
     text = model.config.get_text_config()
     layers_inputs = text.num_hidden_layers * (two.hidden_bytes - one.hidden_bytes) * pairs
     kept = a_pair * pairs
-    return Activations(kept, layers_inputs + kept // text.num_hidden_layers, copies)
+    layers = text.num_hidden_layers
+    return Activations(kept, layers_inputs + kept // layers, copies, copies // layers)
 
 
 class _Kept(NamedTuple):

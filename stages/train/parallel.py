@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import (
+    AutocastKwargs,
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
     broadcast_object_list,
@@ -231,6 +232,10 @@ def _accelerator(config: TrainConfig, *, offload: bool) -> Accelerator:
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=_TIMEOUT, backend=backend),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            # Autocast would keep its copy of every weight from the first layer's forward to the last layer's backward:
+            # half the weights' size beside activations that checkpointing has made few. Without, a weight is cast once
+            # more a pass.
+            AutocastKwargs(cache_enabled=not config.gradient_checkpointing),
         ],
     )
 

@@ -68,9 +68,16 @@ class Plan(NamedTuple):
 
     def total(self, *, checkpointing: bool, shards: int = 1) -> int:
         """The peak's estimate; with `shards`, what is sharded lies on that many GPUs."""
-        kept = self.activations.recomputed if checkpointing else self.activations.kept
         sharded = (self.weights + self.gradients + self.optimizer) // shards
-        return sharded + self.reference + self.logits + kept + self.activations.weight_copies
+        return sharded + self.reference + self.logits + self.kept(checkpointing) + self.copies(checkpointing)
+
+    def kept(self, checkpointing: bool) -> int:
+        """Activations."""
+        return self.activations.recomputed if checkpointing else self.activations.kept
+
+    def copies(self, checkpointing: bool) -> int:
+        """The weights in autocast's dtype."""
+        return self.activations.layer_copies if checkpointing else self.activations.weight_copies
 
 
 def make_plan(config: TrainConfig, speed: Speed) -> Plan:
@@ -214,15 +221,13 @@ def _what(config: TrainConfig, plan: Plan) -> list[str]:
 
 def _memory(config: TrainConfig, plan: Plan, speed: Speed) -> list[str]:
     checkpointing = config.gradient_checkpointing
-    recomputed, kept = plan.activations.recomputed, plan.activations.kept
-    now, other, flag = (recomputed, kept, "without") if checkpointing else (kept, recomputed, "with")
     parts = {
         "weights": plan.weights,
         "reference": plan.reference,
         "gradients": plan.gradients,
         f"optimizer, {config.optim}": plan.optimizer,
-        "half-precision copies of the weights": plan.activations.weight_copies,
-        f"activations of {plan.pass_pairs} pairs, about": now,
+        "half-precision copies of the weights": plan.copies(checkpointing),
+        f"activations of {plan.pass_pairs} pairs, about": plan.kept(checkpointing),
         "logits of the head": plan.logits,
         "together, about": plan.total(checkpointing=checkpointing),
     }
@@ -233,8 +238,11 @@ def _memory(config: TrainConfig, plan: Plan, speed: Speed) -> list[str]:
         gpu = gpu_named(speed.gpu)
         parts[f"one {gpu.name} has"] = gpu.memory
     rows = [f"  {name:<37} {_size(size):>9}" for name, size in parts.items() if size]
-    note = f"activations {flag} --gradient-checkpointing: {_size(other)}"
-    return ["memory of a process", *rows, f"  ({note})"]
+    flag, other = "without" if checkpointing else "with", _size(plan.kept(not checkpointing))
+    notes = [f"activations {flag} --gradient-checkpointing: {other}"]
+    if speed.gpu:
+        notes.append("of what a GPU has, CUDA's context and fragments take some, not counted here")
+    return ["memory of a process", *rows, *(f"  ({note})" for note in notes)]
 
 
 def _time(plan: Plan, speed: Speed) -> list[str]:

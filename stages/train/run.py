@@ -4,11 +4,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from accelerate.state import AcceleratorState
 
 from ...data.cache import RewardCache
 from ...data.tokenization import chat_template_hash, vocabulary_hash
-from ...errors import CacheError, ModelError
+from ...errors import CacheError, ModelError, TrainingError
 from ..console import log, quiet_libraries, warn
 from ..models import ModelSource, has_tokenizer, load_tokenizer, pick_device, resolve
 from ..provenance import made_with
@@ -103,8 +104,16 @@ def _train(
         log(f"{folder.output} is finished already, nothing to do")
         return TrainResult(folder.output, start.summary), repository
     checkpoint = folder.checkpoint(start, parallel)
-    run = TrainRun(config, cache, source, tokenizer, folder, parallel, history, checkpoint)
-    return TrainResult(folder.output, run.finish(), run.policy), repository
+    try:
+        run = TrainRun(config, cache, source, tokenizer, folder, parallel, history, checkpoint)
+        return TrainResult(folder.output, run.finish(), run.policy), repository
+    except torch.OutOfMemoryError as error:
+        # Passes have their own answer; this is the model itself, or the optimizer's state in the first step.
+        raise TrainingError(
+            f"{config.model}, its gradients and the state of --optim {config.optim} do not fit in the memory of "
+            f"{parallel.device}",
+            fix="see tgdpo train --plan; set --lora-rank or another --optim, or use FSDP; checkpoints are kept",
+        ) from error
 
 
 def _fitting_tokenizer(config: TrainConfig, cache: RewardCache, source: ModelSource, tokenizer: Any) -> Any:

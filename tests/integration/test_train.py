@@ -12,10 +12,13 @@ import peft
 import pytest
 import torch
 import transformers
+from accelerate.utils import AutocastKwargs
 from support import Cli, Models, make_models
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from tgdpo.data.lock import Lock
+from tgdpo.stages.train import parallel
 from tgdpo.stages.train.loop import TrainRun
 
 
@@ -46,6 +49,55 @@ def test_needs_the_policy_alone(ok: Cli, pairs_file: Path, tmp_path: Path) -> No
        "--output", tmp_path / "cache")  # fmt: skip
     shutil.rmtree(tmp_path / "models")
     ok("train", "--cache", tmp_path / "cache", "--model", policy, "--output", tmp_path / "run", *FAST)
+
+
+def test_an_optimizer_whose_state_does_not_fit(
+    run_cli: Cli, scored: Path, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made in the first step, after a pass that fitted."""
+
+    def step(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    result = run_cli("train", "--cache", scored, "--model", models.reference, "--output", tmp_path / "run", *FAST)
+    assert result.code == 1
+    assert "--optim adamw_torch_fused do not fit in the memory of cpu: see tgdpo train --plan" in result.error
+
+
+class TestAutocastsCopies:
+    """Of weights, beside checkpointed activations."""
+
+    BF16 = ("--mixed-precision", "bf16", "--gradient-checkpointing", "--batch-tokens", 60)
+
+    @pytest.mark.parametrize(("checkpointing", "kept"), [(True, False), (False, True)])
+    def test_are_kept_without_checkpointing_alone(
+        self, checkpointing: bool, kept: bool, ok: Cli, scored: Path, models: Models, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        """In the forward pass, and where the backward pass runs layers again."""
+        seen: set[tuple[bool, bool]] = set()
+        forward = LlamaDecoderLayer.forward
+
+        def watched(*inputs: Any, **options: Any) -> Any:
+            if torch.is_grad_enabled():
+                seen.add((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()))
+            return forward(*inputs, **options)
+
+        monkeypatch.setattr(LlamaDecoderLayer, "forward", watched)
+        options = self.BF16 if checkpointing else self.BF16[:2]
+        ok("train", "--cache", scored, "--model", models.reference, "--output", tmp_path / "run", *FAST, *options)
+        assert seen == {(True, kept)}
+
+    def test_change_no_weight(
+        self, ok: Cli, scored: Path, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        call = ("train", "--cache", scored, "--model", models.reference, *FAST, *self.BF16)
+        ok(*call, "--output", tmp_path / "without")
+        monkeypatch.setattr(parallel, "AutocastKwargs", lambda **_: AutocastKwargs(cache_enabled=True))
+        ok(*call, "--output", tmp_path / "with")
+        ours, theirs = weights_of(tmp_path / "without"), weights_of(tmp_path / "with")
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_metrics(ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:

@@ -133,6 +133,12 @@ class TestOnPaper:
         assert plan.activations.weight_copies / GIB == pytest.approx(2 * 6.98e9 / GIB, rel=0.01)
         assert planned(scored, big).activations.weight_copies == 0
 
+    def test_with_checkpointing_a_layers_copies_exist_at_a_time(self, scored: Path, big: Path) -> None:
+        plan = planned(scored, big, Speed(gpu="H200"))
+        assert plan.copies(checkpointing=True) == plan.copies(checkpointing=False) // 32
+        others = plan.weights + plan.gradients + plan.optimizer + plan.logits + plan.activations.recomputed
+        assert plan.total(checkpointing=True) == others + plan.copies(checkpointing=True)
+
 
 class TestPrinted:
     """For people."""

@@ -1,7 +1,7 @@
 """Runs one model over pairs of token ids with transformers, batches by token budget, longest first."""
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any, NamedTuple, TypeVar
@@ -13,10 +13,10 @@ from torch import nn
 from ....data.packing import batches, collate
 from ....data.tokenization import PairIds
 from ....errors import ModelError
-from ...budget import token_budget
+from ...budget import TokenBudget, token_budget
 from ...console import warn
 from ...logps import ResponseLogps, ResponseRewards, to_device
-from ...models import add_adapter, load_model
+from ...models import add_adapter, does_not_fit, load_model
 from ..samples import Draws, PairSamples
 from . import Engine, EngineSpec, OnBatch, PairScores
 
@@ -47,14 +47,20 @@ class TransformersEngine(Engine):
         self.device = spec.device
         self._budget = token_budget(spec.batch_tokens, spec.device)
         self.adapter_on = True
+        self._has_adapter = spec.adapter is not None
+        self._forward: ResponseLogps | ResponseRewards
+        try:
+            self._load(spec)
+        except torch.OutOfMemoryError as error:
+            raise does_not_fit(self.name, spec.device) from error
+
+    def _load(self, spec: EngineSpec) -> None:
         self._model: Any = load_model(
             spec.source, dtype=spec.dtype, device=spec.device, attn_implementation=spec.attn_implementation
         )
         if spec.adapter:
             self._model = add_adapter(self._model, spec.adapter)
         self._model.requires_grad_(False)
-        self._has_adapter = spec.adapter is not None
-        self._forward: ResponseLogps | ResponseRewards
         if spec.source.kind == "token-classification":
             self._forward = ResponseRewards(self._model)
         else:
@@ -69,7 +75,7 @@ class TransformersEngine(Engine):
 
     def score(self, pairs: Sequence[PairIds], on_batch: OnBatch) -> list[PairScores]:
         """See `Engine.score`. A batch that does not fit in memory is halved, and a score that is not finite is computed
-        again in float32.
+        again in float32, where that is possible.
 
         Raises:
             ModelError: a single pair does not fit in the device's memory.
@@ -95,12 +101,29 @@ class TransformersEngine(Engine):
             on_batch(len(indices), sum(pairs[i].tokens for i in indices))
         suspicious = [i for i, result in results.items() if not result.finite]
         if suspicious:
-            with _in_float32(self._model):
-                for i in suspicious:
-                    results[i] = self._in_parts(compute, [jobs[i]])[0]
+            results |= self._again_in_float32(compute, {i: jobs[i] for i in suspicious})
         return [results[i] for i in range(len(pairs))]
 
-    @torch.inference_mode()
+    def _again_in_float32(
+        self, compute: Callable[[Sequence[Job]], list[Result]], jobs: Mapping[int, Job]
+    ) -> dict[int, Result]:
+        """`compute` of each job with the model in float32; a job that cannot be computed so is left out."""
+        found: dict[int, Result] = {}
+        reasons: list[str] = []
+        self._empty_cache()
+        # What float32 takes says nothing about later passes.
+        budget, self._budget = self._budget, TokenBudget(1, None)
+        with _noted(reasons), _in_float32(self._model), torch.no_grad(), self._adapter_state():
+            for number, job in jobs.items():
+                with _noted(reasons):
+                    found[number] = compute([job])[0]
+        self._budget = budget
+        if reasons:
+            lost = f"{len(jobs) - len(found)} of {len(jobs)} pairs with scores that are not finite"
+            warn(f"{self.name}: {lost} could not be computed again in float32 ({reasons[0]})")
+        return found
+
+    @torch.no_grad()  # as the probe and evaluation: each mode would be compiled anew for FlexAttention
     def _in_parts(self, compute: Callable[[Sequence[Job]], list[Result]], jobs: Sequence[Job]) -> list[Result]:
         """`compute` of the jobs at once, or of their halves where memory does not hold that."""
         try:
@@ -151,13 +174,27 @@ class TransformersEngine(Engine):
 
 
 @contextmanager
-def _in_float32(model: nn.Module) -> Iterator[None]:
-    """The model's parameters in float32 for a while; exact, since every half-precision value is one of float32."""
-    dtypes = [(parameter, parameter.dtype) for parameter in model.parameters()]
-    for parameter, _ in dtypes:
-        parameter.data = parameter.data.float()
+def _noted(reasons: list[str]) -> Iterator[None]:
+    """Ends with the block where memory ends, or where a kernel is not to be had in float32; takes down why."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        reasons.append("out of memory")
+    except ModelError as error:
+        reasons.append(error.problem)
+
+
+@contextmanager
+def _in_float32(model: nn.Module) -> Iterator[None]:
+    """The model's parameters in float32 for a while; exact, since every half-precision value is one of float32."""
+    converted: list[tuple[nn.Parameter, torch.dtype]] = []
+    try:
+        for parameter in model.parameters():
+            dtype = parameter.dtype
+            parameter.data = parameter.data.float()
+            converted.append((parameter, dtype))
+        yield
     finally:
-        for parameter, dtype in dtypes:
+        # The last first: each then has the memory that its own conversion had.
+        for parameter, dtype in reversed(converted):
             parameter.data = parameter.data.to(dtype)

@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from support import Cli, Models
 
 from tgdpo.errors import ModelError, UsageError
+from tgdpo.pipeline import ray_launcher
 from tgdpo.pipeline.configuration import build
-from tgdpo.pipeline.ray_cluster import Pool, device_of, pool_of
+from tgdpo.pipeline.ray_cluster import Pool, device_of, gpus_at_hand, gpus_of_worker, pool_of
 from tgdpo.stages.score.config import ScoreConfig
 
 
@@ -27,7 +29,7 @@ def config(**options: Any) -> ScoreConfig:
     ("ray", "options", "expected"),
     [
         (ray_with(GPU=8, CPU=96), {}, Pool(8, 1, 1)),
-        (ray_with(machines=4, GPU=32, CPU=400), {"gpus_per_worker": 4}, Pool(8, 4, 1)),
+        (ray_with(machines=4, GPU=32, CPU=400), {"tensor_parallel_size": 4}, Pool(8, 4, 1)),
         (ray_with(GPU=2, CPU=16), {"gpus_per_worker": 0.5}, Pool(4, 0.5, 1)),
         (ray_with(GPU=8, CPU=96), {"workers": 3}, Pool(3, 1, 1)),
         (ray_with(GPU=8, CPU=96), {"device": "cpu"}, Pool(1, 0, 96)),
@@ -38,17 +40,72 @@ def config(**options: Any) -> ScoreConfig:
     ],
 )
 def test_pool(ray: Any, options: dict[str, Any], expected: Pool) -> None:
-    assert pool_of(ray, config(**options)) == expected
+    given = config(**options)
+    gpus = gpus_of_worker(given, "vllm", {"tensor_parallel_size": options.get("tensor_parallel_size", 1)},
+                          gpus_at_hand(ray, given))  # fmt: skip
+    assert pool_of(ray, given, gpus) == expected
+
+
+def gpus_with(engine: str, arguments: dict[str, int], asked: float | None) -> float:
+    given = config() if asked is None else config(gpus_per_worker=asked)
+    return gpus_of_worker(given, engine, arguments, gpus_at_hand(ray_with(GPU=8, CPU=96), given))
+
+
+@pytest.mark.parametrize(
+    ("engine", "arguments", "asked", "expected"),
+    [
+        ("transformers", {}, None, 1),
+        ("transformers", {}, 0.5, 0.5),
+        ("transformers", {}, 0, 0),
+        ("vllm", {}, None, 1),
+        ("vllm", {"tensor_parallel_size": 4}, None, 4),
+        ("vllm", {"tensor_parallel_size": 4, "pipeline_parallel_size": 2}, None, 8),
+        ("vllm", {"tensor_parallel_size": 4}, 4, 4),
+        ("vllm", {"tensor_parallel_size": 4}, 0, 0),
+        ("my.own.Engine", {}, None, 1),
+        ("my.own.Engine", {}, 2, 2),
+    ],
+)
+def test_gpus_of_a_worker_are_those_of_a_model(
+    engine: str, arguments: dict[str, int], asked: float | None, expected: float
+) -> None:
+    assert gpus_with(engine, arguments, asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("engine", "arguments", "asked", "message"),
+    [
+        ("vllm", {"tensor_parallel_size": 4}, 1, "per-worker 1: with --tensor-parallel-size 4 a model runs on 4 GPUs"),
+        ("vllm", {"tensor_parallel_size": 2}, 0.5, "a model runs on 2 GPUs: leave --gpus-per-worker out"),
+        ("vllm", {"tensor_parallel_size": 2}, 4, "vllm would run a model on 2 of them.* --tensor-parallel-size 4"),
+        ("transformers", {}, 2, "transformers would run a model on 1 of them.* --engine vllm --tensor-parallel-size 2"),
+    ],
+)
+def test_gpus_that_the_engine_does_not_use(engine: str, arguments: dict[str, int], asked: float, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        gpus_with(engine, arguments, asked)
 
 
 def test_more_workers_than_gpus_wait_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert pool_of(ray_with(GPU=4, CPU=64), config(workers=8)).workers == 8
+    assert pool_of(ray_with(GPU=4, CPU=64), config(workers=8), gpus=1).workers == 8
     assert "room for 4 of 8 workers" in capsys.readouterr().err
 
 
 def test_no_gpu_for_a_worker() -> None:
-    with pytest.raises(UsageError, match=r"--gpus-per-worker 2: the cluster has 1 GPUs"):
-        pool_of(ray_with(GPU=1, CPU=8), config(gpus_per_worker=2))
+    with pytest.raises(UsageError, match=r"a worker needs 2 GPUs: the cluster has 1"):
+        pool_of(ray_with(GPU=1, CPU=8), config(), gpus=2)
+
+
+def test_gpus_that_would_idle_are_refused_before_anything_is_done(
+    run_cli: Cli, models: Models, pairs_file: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_launcher, "import_ray", lambda: ray_with(GPU=8, CPU=96))
+    monkeypatch.setattr(ray_launcher, "cluster", lambda *_: nullcontext())
+    result = run_cli("score", "--dataset", pairs_file, "--reference", models.reference, "--output", tmp_path / "cache",
+                     "--launcher", "ray", "--gpus-per-worker", 2, "--engine", "transformers")  # fmt: skip
+    assert result.code == 2
+    assert "--gpus-per-worker 2: transformers would run a model on 1 of them" in result.error
+    assert not (tmp_path / "cache").exists()
 
 
 def test_devices_are_the_workers() -> None:

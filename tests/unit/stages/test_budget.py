@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tgdpo.stages.budget import DEFAULT_TOKENS, MEMORY_SHARE, TokenBudget
+from tgdpo.stages.budget import DEFAULT_TOKENS, MEMORY_SHARE, MOST_TOKENS, TokenBudget
 
 
 class Device:
@@ -48,8 +48,15 @@ def test_without_a_memory_to_watch_the_default_stays() -> None:
 
 
 def test_grows_until_memory_is_nearly_full() -> None:
-    device = Device(10**9, 1000)
-    assert grown(TokenBudget(None, device), device) == pytest.approx(MEMORY_SHARE * 10**6, rel=0.01)
+    device = Device(10**9, 20_000)
+    assert grown(TokenBudget(None, device), device) == pytest.approx(MEMORY_SHARE * 50_000, rel=0.01)
+
+
+def test_grows_to_a_most_however_much_memory_there_is() -> None:
+    device = Device(10**12, 1)
+    assert grown(TokenBudget(None, device), device) == MOST_TOKENS
+    device = Device(10**12, 1)
+    assert grown(TokenBudget(2 * MOST_TOKENS, device), device) == 2 * MOST_TOKENS, "what was asked for is taken"
 
 
 def test_grows_no_faster_than_twofold() -> None:
@@ -71,8 +78,8 @@ def test_shrinks_when_memory_is_taken_by_something_else() -> None:
     device = Device(10**9, 1000)
     budget = TokenBudget(None, device)
     grown(budget, device)
-    device.room = 10**8
-    assert budget.limit() <= 10**5
+    device.room = 10**7
+    assert budget.limit() <= 10**4
 
 
 @pytest.mark.parametrize("tokens", [None, 20_000])

@@ -1,7 +1,10 @@
 """FlexAttention over packed rows: its blocks against the mask on tokens, its results against the calls pair by pair."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._dynamo import config
+from torch._inductor.exc import InductorError
 from torch.nn.attention import flex_attention as torch_flex
 
 from tgdpo.data.packing import Span
+from tgdpo.errors import ModelError
 from tgdpo.stages import flex
 from tgdpo.stages.attention import PackedRow, shared_prompt_attention, shared_prompt_flex_attention
 
@@ -105,3 +111,62 @@ def test_windows_and_caps_equal_calls_pair_by_pair(
     """Without the compiler, whose CPU kernels know neither."""
     monkeypatch.setattr(flex, "_compiled", lambda: torch_flex.flex_attention)
     require_equal(window, cap)
+
+
+def attend(tokens: int = 300, window: int | None = None, cap: float | None = None, **options: Any) -> torch.Tensor:
+    spans = spans_of([(tokens // 2, tokens // 4, tokens - tokens // 2 - tokens // 4)])
+    row = PackedRow(spans, positions_of(spans))
+    heads, dtype = options.get("heads", 2), options.get("dtype", torch.float32)
+    query, key, value = (torch.randn(1, n, tokens, 16, dtype=dtype) for n in (4, heads, heads))
+    return flex.flex_attention(query, key, value, row.block_mask(window), 0.2, cap)
+
+
+def test_all_lengths_share_a_graph(graphs: list[Any]) -> None:
+    for tokens in (320, 129, 1000, 640):
+        attend(tokens)
+    assert len(graphs) == 1
+
+
+def test_more_kinds_than_the_compilers_own_limit_are_compiled(graphs: list[Any]) -> None:
+    kinds: list[dict[str, Any]] = [{}, {"window": 70}, {"cap": 2.0}]
+    with config.patch(recompile_limit=1):
+        for kind in kinds * 2:
+            attend(**kind)
+        assert config.recompile_limit == 1, "the setting is not left behind"
+    assert len(graphs) == len(kinds)
+
+
+@pytest.mark.parametrize("run", [lambda call: call(), lambda call: ThreadPoolExecutor(1).submit(call).result()])
+def test_at_the_limit_it_says_so(run: Any, graphs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uncompiled it would take the memory of all scores. In the backward pass's thread too, where checkpointed layers
+    run again: the compiler's settings are a thread's own."""
+    monkeypatch.setattr(flex, "GRAPHS", 1)
+    run(partial(attend, heads=2))
+    with pytest.raises(ModelError, match=r"compiled 1 times .* set --attn-implementation sdpa"):
+        run(partial(attend, heads=4))
+    run(partial(attend, heads=2))
+    assert len(graphs) == 1
+
+
+def test_what_does_not_compile_is_an_error_of_a_line(graphs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(*_: Any) -> Any:
+        raise InductorError(RuntimeError("no choices to select\nof many"), None)
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    with pytest.raises(ModelError, match=r"does not compile \(RuntimeError: no choices to select\): set --attn-impl"):
+        attend()
+
+
+def test_rows_of_every_length_take_the_main_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one for decoding, which the compiler takes for short rows, fails for many models. Whether the option is
+    heeded is seen on a GPU alone."""
+    asked: list[Any] = []
+
+    def attention(query: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        asked.append(options["kernel_options"])
+        return torch_flex.flex_attention(query, *arguments, **options)
+
+    monkeypatch.setattr(flex, "_compiled", lambda: attention)
+    for tokens in (20, 300):
+        attend(tokens)
+    assert asked == [{"BACKEND": "TRITON"}] * 2

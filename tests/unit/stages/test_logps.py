@@ -142,6 +142,25 @@ def test_flex_attention_scores_as_one_sequence_at_a_time(config: Any) -> None:
 
 
 @pytest.mark.usefixtures("cuda_attentions")
+def test_flex_attention_is_tried_on_a_row_of_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of one block is compiled apart, and says little about longer ones. On a CPU a few tokens do."""
+    tokens: list[int] = []
+    original = ResponseLogps.forward
+
+    def counted(self: ResponseLogps, batch: Any) -> torch.Tensor:
+        tokens.append(batch.input_ids.numel())
+        return original(self, batch)
+
+    monkeypatch.setattr(ResponseLogps, "forward", counted)
+    ResponseLogps(llama().requires_grad_(False))
+    assert min(tokens) > 2 * flex.BLOCK
+    tokens.clear()
+    monkeypatch.setattr(logps, "_attentions", lambda _: [SHARED_PROMPT])
+    ResponseLogps(llama().requires_grad_(False))
+    assert max(tokens) < flex.BLOCK / 2
+
+
+@pytest.mark.usefixtures("cuda_attentions")
 def test_without_a_backward_flex_attention_is_not_trained_with(capsys: pytest.CaptureFixture[str]) -> None:
     """It has none on a CPU."""
     wrapped = ResponseLogps(llama())
