@@ -7,7 +7,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0.dev0"
+from .data.versions import __version__
 
 if TYPE_CHECKING:
     from .data.cache import RewardCache, load_cache

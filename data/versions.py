@@ -1,4 +1,5 @@
-"""What scores and training steps depend on beside inputs and options: the code that computes them, as two numbers.
+"""The release, and what scores and training steps depend on beside inputs and options: the code that computes them, as
+two numbers.
 
 A change that moves a score, or a training step, beyond rounding raises its number, a change of how CUDA computes them
 included. Unfinished work of another number is refused, so that one cache or run is never computed in two ways; finished
@@ -6,6 +7,9 @@ work always opens. tests/parity/test_golden.py fails when golden values move and
 
 A changed default is no reason to raise a number: every option is recorded with the work.
 """
+
+__version__ = "0.2.0.dev0"
+"""The package's version."""
 
 SCORE_VERSION = 1
 """Of the numbers in a reward cache; recorded in its fingerprint."""

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from ..data.versions import __version__
 
 PACKAGE = Path(__file__).parents[1]
 TRAINED_WITH = ("torch", "transformers", "peft", "accelerate")

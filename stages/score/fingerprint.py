@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from ... import __version__
 from ...data.manifest import ENVIRONMENT_FIELDS, Fingerprint
 from ...data.preferences import PreferenceSet
 from ...data.tokenization import chat_template_hash, tokenizer_hash
-from ...data.versions import SCORE_VERSION
+from ...data.versions import SCORE_VERSION, __version__
 from ..models import ModelSource
 from .config import TEXT_OPTIONS, ScoreConfig
 from .engines import engine_class
