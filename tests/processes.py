@@ -3,6 +3,8 @@
 As with torchrun, each of several processes finds its rank in the environment.
 """
 
+import errno
+import fcntl
 import os
 import random
 import signal
@@ -110,6 +112,14 @@ HELD_BY = "TGDPO_TEST_HELD_BY"
 """Environment variable with a file's name: the command begins when the file is gone."""
 
 
+NO_LOCKS = "TGDPO_TEST_NO_LOCKS"
+"""Environment variable: the process sees a file system without locks."""
+
+
+def _refuse_lock(*_: object) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
 def _run(words: list[str], environment: dict[str, str], log: str) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -124,6 +134,8 @@ def _run(words: list[str], environment: dict[str, str], log: str) -> None:
     from tgdpo import cli
     from tgdpo.stages import console
 
+    if os.environ.get(NO_LOCKS):
+        fcntl.flock = _refuse_lock
     while os.path.exists(os.environ.get(HELD_BY, "")):
         time.sleep(0.002)
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from ...data.addresses import is_url
 from ...data.files import follow_umask, remove_temporaries, replace, sync
@@ -26,7 +26,7 @@ from .checkpoint import Checkpoints
 from .config import TrainConfig
 from .history import History, require_same_steps
 from .lock import LOCK, lock_run
-from .logs import JsonLines, parse_lines
+from .logs import JsonLines, another_at_work, parse_lines
 from .marker import problem_of, read_state
 from .parallel import Parallel
 from .recorded import options_in, require_same_settings
@@ -137,13 +137,14 @@ class RunFolder:
             with suppress(OSError):
                 self.path.rmdir()  # a start that was refused has put nothing there
 
-    def require_there(self, error: FileNotFoundError) -> None:
-        """Raises TrainingError where the folder is gone, from the error that told so."""
+    def explain_missing(self, error: FileNotFoundError) -> NoReturn:
+        """Says in a TrainingError why a file is missing: the folder is gone, or another process removed it."""
         if not self.path.is_dir():
             raise TrainingError(
                 f"--output {self.output} is gone: it was moved or removed while the run was at work",
                 fix="run the same command with its new name, it is resumed there",
             ) from error
+        raise another_at_work(f"{error.filename or 'a file'} in {self.output}", done="removed") from error
 
     def require_alone(self) -> None:
         """Raises TrainingError where another process was at work in the run since this one last wrote to it."""

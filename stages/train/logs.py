@@ -30,10 +30,10 @@ def _record(line: bytes, name: str) -> dict[str, Any]:
     return record
 
 
-def another_at_work(written: object) -> TrainingError:
-    """What is said where a second process has written something into the run of this one."""
+def another_at_work(path: object, *, done: str = "written") -> TrainingError:
+    """What is said where a second process has done something to a file or a checkpoint of this one's run."""
     return TrainingError(
-        f"{written} was written by another tgdpo train, which is at work in the same --output",
+        f"{path} was {done} by another tgdpo train, which is at work in the same --output",
         fix="let one of them end, and run its command again",
     )
 

@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 
 from ...data.cache import RewardCache
 from ...data.tokenization import chat_template_hash, vocabulary_hash
-from ...errors import CacheError, ModelError, TrainingError
+from ...errors import CacheError, ModelError, TgdpoError, TrainingError
 from ..console import log, quiet_libraries, warn
 from ..models import ModelSource, has_tokenizer, load_tokenizer, pick_device, resolve
 from ..provenance import made_with
@@ -19,6 +19,7 @@ from .folder import RunFolder, Start
 from .history import History
 from .hub import open_repository, push
 from .loaded import LoadedModel
+from .logs import another_at_work
 from .loop import TrainRun
 from .losses import LOSSES
 from .optimizers import require_optimizer, require_spreads
@@ -70,8 +71,7 @@ def train(config: TrainConfig, *, start: LoadedModel | None = None, tokenizer: A
             parallel.end()
             is_main, is_first_of_machine = parallel.is_main, parallel.is_first_of_machine
         except FileNotFoundError as error:
-            folder.require_there(error)
-            raise
+            folder.explain_missing(error)
         finally:
             # accelerate keeps its state for the whole process; a second run may have other settings.
             AcceleratorState._reset_state(reset_partial_state=True)
@@ -107,6 +107,10 @@ def _train(
     try:
         run = TrainRun(config, cache, source, tokenizer, folder, parallel, history, checkpoint)
         return TrainResult(folder.output, run.finish(), run.policy), repository
+    except (TgdpoError, OSError) as error:
+        if checkpoint and not checkpoint.exists() and folder.path.exists():
+            raise another_at_work(folder.shown(checkpoint), done="removed") from error
+        raise
     except torch.OutOfMemoryError as error:
         # Passes have their own answer; this is the model itself, or the optimizer's state in the first step.
         raise TrainingError(
