@@ -10,7 +10,7 @@ def losses(variant: str) -> list[float]:
     common, train_step = import_module("common"), import_module("train_step")
     pairs = common.make_pairs(6, 320, prompt=(3, 20), response=(1, 30))
     make_step = train_step.peer_step if variant in train_step.PEERS else train_step.our_step
-    step = make_step(variant, "tiny", "float32", [pairs[:3], pairs[3:]])
+    step = make_step(variant, train_step.Setup("tiny", "float32"), [pairs[:3], pairs[3:]])
     return [step(0), step(1)]
 
 
