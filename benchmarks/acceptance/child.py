@@ -59,13 +59,14 @@ def _outcome(item: Item, context: Context, limit: float, method: Method) -> Figu
     process = processes.Process(target=_work, args=(item, context, sender, output))  # type: ignore[attr-defined]
     process.start()
     sender.close()
-    wait([receiver, process.sentinel], timeout=limit)
+    has_ended = bool(wait([receiver, process.sentinel], timeout=limit))
     outcome: Figures | None = None
     try:
         outcome = receiver.recv() if receiver.poll() else None
     except EOFError:
         outcome = None
-    has_ended = not process.is_alive()
+    if has_ended and outcome is None:
+        process.join(10)  # its end of the pipe closes before it has an exit code
     _kill(process)
     if outcome is not None:
         return outcome

@@ -92,12 +92,17 @@ def waits(context: Context) -> Figures:
     return {"waits_a_pass": sum(where.values()) / passes, "rows": rows}
 
 
+def _tests(name: str, seconds: float) -> Item:
+    return Item(name, partial(tests_of, file=f"test_{name}.py"), seconds, GROUP)
+
+
 ITEMS = [
-    *(
-        Item(name, partial(tests_of, file=f"test_{name}.py"), seconds, GROUP)
-        for name, seconds in (("scores", 120), ("training", 120), ("flex", 270), ("head", 60), ("memory", 90))
-    ),
-    Item("graphs", partial(tests_of, file="test_graphs.py"), 150, GROUP),
-    Item("compiler", partial(tests_of, file="test_compiler.py"), 120, GROUP),
-    Item("waits", waits, 120, GROUP, needs=("cuda",)),
+    _tests("scores", 150),
+    _tests("training", 120),
+    _tests("flex", 240),
+    _tests("head", 60),
+    _tests("memory", 90),
+    Item("waits", waits, 90, GROUP, needs=("cuda",)),
+    _tests("graphs", 150),
+    _tests("compiler", 120),
 ]

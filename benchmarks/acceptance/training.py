@@ -1,5 +1,6 @@
 """The trainer itself on random weights and made pairs, its steps timed: what `tgdpo train` does, less the saving."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -122,7 +123,10 @@ def prepared(context: Context, job: Job, model_config: Any, lengths: Lengths) ->
     made = make_pairs(2 * job.pairs, model_config.vocab_size, prompt=(lengths.prompt,) * 2,
                       response=(lengths.chosen, lengths.chosen))  # fmt: skip
     pairs = [PairIds(p, c, r[: lengths.rejected]) for p, c, r in made]
-    write_cache(context.folder / "cache", [row_of(number, pair) for number, pair in enumerate(pairs)], tokenizer)
+    # As the policy starts, which is near even: the first loss is then near log 2.
+    ref_logp = -math.log(model_config.vocab_size)
+    rows = [row_of(number, pair, ref_logp) for number, pair in enumerate(pairs)]
+    write_cache(context.folder / "cache", rows, tokenizer)
     model_config.save_pretrained(context.folder / "model")
     settings: dict[str, Any] = {
         "cache": str(context.folder / "cache"), "model": str(context.folder / "model"),
@@ -132,12 +136,12 @@ def prepared(context: Context, job: Job, model_config: Any, lengths: Lengths) ->
     return TrainConfig(**settings | job.options), tokenizer
 
 
-def row_of(number: int, pair: PairIds) -> dict[str, Any]:
-    """A row of a cache with scores that say nothing; they do not change what a step costs."""
+def row_of(number: int, pair: PairIds, ref_logp: float) -> dict[str, Any]:
+    """A row of a cache; scores do not change what a step costs."""
     row: dict[str, Any] = {"pair_id": f"{number:032x}", "source_row": number, "prompt": "", "prompt_ids": pair.prompt}
     for side in ("chosen", "rejected"):
         ids = getattr(pair, side)
-        row |= {side: "", f"{side}_ids": ids, f"{side}_ref_logps": [-10.0] * len(ids)}
+        row |= {side: "", f"{side}_ids": ids, f"{side}_ref_logps": [ref_logp] * len(ids)}
         row[f"{side}_rewards"] = [0.1 if side == "chosen" else -0.1] * len(ids)
     return row
 

@@ -1,5 +1,6 @@
 """Both attentions over packed pairs against the plain formula in float64 on the CPU: values and gradients."""
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ def spans_of(tokens: int) -> list[Span]:
     count = max(2, -(-tokens // PAIR_TOKENS))
     ends = np.linspace(0, tokens, count + 1).astype(int).tolist()
     spans = []
-    for start, end in zip(ends, ends[1:], strict=False):
+    for start, end in pairwise(ends):
         chosen = start + max(1, (end - start) * 2 // 5)
         spans.append(Span(start, chosen, chosen + max(1, (end - chosen) // 3), end))
     return spans
@@ -119,6 +120,7 @@ def kernel(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     flex._compiled.cache_clear()
     if device.type == "cpu":
         monkeypatch.setattr(flex, "_compiled", lambda: torch_flex.flex_attention)
+        monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
 
 
 def require_case(name: str, case: Case, lengths: tuple[int, ...], device: torch.device, *, gradients: bool) -> None:
