@@ -6,6 +6,7 @@ Imports nothing that has to be installed.
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 import zipfile
@@ -22,8 +23,9 @@ NEEDED = (
 
 
 def provide(scratch: Path) -> list[str]:
-    """Makes this checkout's package, and those of the pack's wheels that are not installed, importable: here and in
-    processes started from here.
+    """Makes this checkout's package importable, and those of the pack's wheels that are not installed or are newer.
+
+    Here, and in processes started from here.
 
     Args:
         scratch: an empty folder that stays as long as the process.
@@ -36,7 +38,7 @@ def provide(scratch: Path) -> list[str]:
     site = scratch / "site"
     for folder in (ROOT.parent / WHEELS, ROOT / "gpu-pack" / WHEELS):
         for wheel in sorted(folder.glob("*.whl")):
-            if not _is_installed(wheel.name.split("-", 1)[0]):
+            if _is_wanted(wheel.name):
                 with zipfile.ZipFile(wheel) as archive:
                     archive.extractall(site)
     paths = [str(scratch / "package"), str(ROOT / "tests"), str(site)]
@@ -45,12 +47,18 @@ def provide(scratch: Path) -> list[str]:
     return [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
-def _is_installed(distribution: str) -> bool:
+def _is_wanted(wheel: str) -> bool:
+    """Whether a wheel's package is not installed, or older."""
+    name, version = wheel.split("-")[:2]
     try:
-        importlib.metadata.version(distribution)
+        installed = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return True
+    return _numbers(installed) < _numbers(version)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
