@@ -31,9 +31,9 @@ def _step(variant: str, gib: float) -> Item:
 # The memory asked for is that of weights, gradients and optimizer state: what a card cannot do without.
 ITEMS = [
     Item("8b-master", partial(trainer, job=JOBS["master"]), 150, TRAINER, gib=120),
-    _step("ours", 30),
-    _step("three-models", 60),
-    _step("two-models", 45),
+    _step("ours", 33),
+    _step("three-models", 66),
+    _step("two-models", 50),
     Item("8b-lora", partial(trainer, job=JOBS["lora"]), 90, TRAINER, gib=15),
     Item(
         "8b-stochastic-rounding",
@@ -41,7 +41,7 @@ ITEMS = [
         90,
         TRAINER,
         needs=("torchao",),
-        gib=60,
+        gib=65,
     ),
-    _step("no-flex", 30),
+    _step("no-flex", 33),
 ]

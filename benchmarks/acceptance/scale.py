@@ -200,6 +200,6 @@ ITEMS = [
     Item("growing-scores", budget, 90, MEMORY, disk_gib=4),
     Item("growing-training", growing_training, 90, MEMORY, gib=25),
     Item("engines", conformance, 120, "Engines against the naive float32 forward", disk_gib=8),
-    Item("checkpoint", checkpoint, 120, RUNS, gib=25, disk_gib=35),
+    Item("checkpoint", checkpoint, 120, RUNS, gib=25, disk_gib=20),
     Item("ray", ray, 150, RUNS, needs=("ray",)),
 ]  # fmt: skip

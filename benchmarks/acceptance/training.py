@@ -91,6 +91,8 @@ def measured(context: Context, job: Job, around: Callable[[int], Any] = lambda _
         train_module.train(config, start=RandomModel.of(model), tokenizer=tokenizer)
     seconds = statistics.median(trace.seconds[job.warm :])
     flops = pair_flops(size, lengths).shared_prompt * job.pairs
+    if config.lora_rank:
+        flops *= 2 / 3  # no gradients of weights but the adapter's
     packed = sum(lengths) * job.pairs
     return {
         "seconds_a_step": seconds,
@@ -148,7 +150,7 @@ def row_of(number: int, pair: PairIds, ref_logp: float) -> dict[str, Any]:
 
 def planned(context: Context, config: TrainConfig) -> Figures:
     """What `tgdpo train --plan` says of the peak on this card; nothing for a card that it does not know."""
-    gpu = known_gpu(context.card["card"])
+    gpu = known_gpu(context.card.get("card", ""))
     if gpu is None and context.on_gpu:
         return {}
     plan = make_plan(config, Speed(gpu=gpu.name if gpu else next(iter(GPUS))))

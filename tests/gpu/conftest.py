@@ -70,8 +70,9 @@ def training(cache: Path, policy: Path) -> Training:
     """Trains the policy with these options and returns what was logged."""
 
     def run(output: Path, **options: Any) -> Records:
-        settings = {"learning_rate": 1e-3, "batch_size": 8, "logging_steps": 1, "save_steps": 0} | options
-        train(TrainConfig(cache=str(cache), model=str(policy), output=str(output), **settings))
+        where: dict[str, Any] = {"cache": str(cache), "model": str(policy), "output": str(output)}
+        settings = {"learning_rate": 1e-3, "batch_size": 8, "logging_steps": 1, "save_steps": 0}
+        train(TrainConfig(**where | settings | options))
         return records_of(output)
 
     return run

@@ -37,7 +37,7 @@ class Case(NamedTuple):
     @property
     def tolerance(self) -> float:
         """Of the largest number of a result."""
-        return 2e-2 if self.autocast or self.dtype == torch.bfloat16 else 2e-5
+        return 2e-2 if self.autocast or self.dtype == torch.bfloat16 else 1e-4
 
     def __str__(self) -> str:
         name = "autocast" if self.autocast else str(self.dtype).removeprefix("torch.")
@@ -117,9 +117,8 @@ def attend(name: str, inputs: list[Tensor], spans: list[Span], case: Case) -> Te
 @pytest.fixture
 def kernel(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """On CUDA the compiled kernel; on a CPU, whose compiled kernel knows no windows, the formula it is made from."""
-    flex._compiled.cache_clear()
     if device.type == "cpu":
-        monkeypatch.setattr(flex, "_compiled", lambda: torch_flex.flex_attention)
+        monkeypatch.setattr(flex, "_compiled", lambda *_: torch_flex.flex_attention)
         monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
 
 

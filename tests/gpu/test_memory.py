@@ -1,5 +1,6 @@
 """Passes that do not fit in a card's memory are done again in smaller ones, with the same results."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.gpu
 @contextmanager
 def limited(device: torch.device, limit: int) -> Iterator[None]:
     """As if the card had `limit` bytes."""
+    gc.collect()
     torch.cuda.empty_cache()
     total = torch.cuda.mem_get_info(device)[1]
     torch.cuda.set_per_process_memory_fraction(limit / total, device)
