@@ -40,7 +40,7 @@ ITEMS = [
         partial(trainer, job=JOBS["stochastic-rounding"]),
         90,
         TRAINER,
-        needs=("torchao",),
+        needs=("cuda", "torchao"),
         gib=65,
     ),
     _step("no-flex", 33),

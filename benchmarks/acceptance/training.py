@@ -27,7 +27,7 @@ from tgdpo.stages.train.loop import TrainRun
 from tgdpo.stages.train.plan import Speed, make_plan
 
 from .card import known_gpu, shares, synchronize
-from .item import Context, Figures
+from .item import Context, Figures, ItemError
 
 LENGTHS = Lengths(512, 512, 512)
 SMALL_LENGTHS = Lengths(12, 20, 9)
@@ -94,20 +94,23 @@ def measured(context: Context, job: Job, around: Callable[[int], Any] = lambda _
     if config.lora_rank:
         flops *= 2 / 3  # no gradients of weights but the adapter's
     packed = sum(lengths) * job.pairs
-    return {
+    figures = {
         "seconds_a_step": seconds,
         "pairs": job.pairs,
         "tokens_per_second": (packed + lengths.prompt * job.pairs) / seconds,
         "packed_tokens_per_second": packed / seconds,
         "flops_a_step": flops,
         "peak_gib": peak_mb() / 1024,
-        **planned(context, config),
         **shares(context, flops / seconds),
         "passes_a_step": len(trace.passes) / len(trace.seconds),
         "attention": trace.attention,
         "first_loss": trace.losses[0],
         "last_loss": trace.losses[-1],
     }
+    try:
+        return figures | planned(context, config)
+    except Exception as error:  # the run's figures are not lost for it
+        raise ItemError(f"--plan fails: {type(error).__name__}: {error}", figures) from error
 
 
 def model_of(job: Job) -> Any:

@@ -57,6 +57,8 @@ def head_of(context: Context, variant: str, model: str) -> Figures:
     """Forward and backward of one library's head."""
     if reason := head.missing(variant):
         raise SkippedError(reason)
+    if variant == "cce" and not context.on_gpu:
+        raise SkippedError("compiles for minutes on a CPU")
     tokens, repeats = (64, 1) if context.small else (4096, 10)
     # A CPU's compiler takes half a minute; what it is given is tried without it.
     quick = patch.object(head, "compiled", lambda: torch.compile(head.full_logits, backend="aot_eager"))
