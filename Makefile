@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 
 test: lint $(VENV)/.installed-dev
 	# One thread each: two workers with two threads on two cores wait for one another.
-	# tests/gpu runs within tests/integration/test_gpu_check.py.
+	# tests/integration/test_gpu_check.py runs tests/gpu.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/gpu
 
 # The real Ray, in an environment of its own.
