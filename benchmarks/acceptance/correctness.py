@@ -60,7 +60,7 @@ class _Recorder:
 def _last_line(report: Any) -> str:
     """The line that pytest would end its summary with."""
     crash = getattr(report.longrepr, "reprcrash", None)
-    return crash.message.split("\n", 1)[0] if crash else report.longreprtext[-200:]
+    return str(crash.message).split("\n", 1)[0] if crash else str(report.longreprtext)[-200:]
 
 
 def waits(context: Context) -> Figures:

@@ -29,12 +29,13 @@ def run_stage(stage: str, output: Path, *, seconds: float, small: bool, only: li
 
     Args:
         seconds: for all of it; what does not fit is skipped, with a line that says so.
-        only: names of items, instead of all.
+        only: names of items, instead of all; their lines are added to those that the file has.
     """
     end = time.monotonic() + seconds
     output.mkdir(parents=True, exist_ok=True)
     lines = output / f"stage-{stage}.jsonl"
-    lines.unlink(missing_ok=True)
+    if not only:
+        lines.unlink(missing_ok=True)
     context = Context(small=small, lines=lines, card={}, folder=Path())
     _preload()
     method = child.start_method(context)

@@ -55,7 +55,7 @@ SMALL_GEMMA = GEMMA | {
 
 def budget(context: Context) -> Figures:
     """Scores with a budget that grows: each pass' tokens, what it took, and what the card gets back at the end."""
-    name, rows = is_small("Llama-3-1B", context), []
+    name, rows = is_small("Llama-3-1B", context), list[Figures]()
     folder = context.folder / "model"
     make_model(name, "bfloat16").save_pretrained(folder)
     _give_back()

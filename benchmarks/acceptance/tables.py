@@ -18,13 +18,16 @@ def tables(folder: Path) -> str:
 
 def _chapter(path: Path) -> str:
     lines = read_lines(path)
-    whole = [line for line in lines if "test" not in line]
-    first, items = whole[0], whole[1:]
+    # An item that ran again counts as it came out last.
+    whole = {line["item"]: line for line in lines if "test" not in line}
+    first = whole.pop("card")
+    items = list(whole.values())
     parts = [f"## Stage {first['stage']}: {first.get('card', 'unknown card')}", _facts(first)]
     for group in dict.fromkeys(line["group"] for line in items):
         parts += [f"### {group}", _table(_compared([line for line in items if line["group"] == group]))]
         parts += [_rows(line) for line in items if line["group"] == group and line.get("rows")]
-    failed = [line for line in lines if line["status"] in ("failed", "timeout") and "test" in line]
+    tests = {(line["item"], line["test"]): line for line in lines if "test" in line}
+    failed = [line for line in tests.values() if line["status"] == "failed"]
     if failed:
         listed = "\n".join(f"- `{line['item']}::{line['test']}`: {line.get('reason', '')}" for line in failed)
         parts += ["### Tests that failed", listed]

@@ -17,7 +17,7 @@ from common import DEVICE, MODELS, make_model, make_pairs, peak_mb
 from floor import Lengths, pair_flops
 from support import make_tokenizer
 
-from tgdpo.data.packing import PairIds
+from tgdpo.data.tokenization import PairIds
 from tgdpo.stages.budget import TokenBudget
 from tgdpo.stages.hardware import GIB, GPUS, size_of
 from tgdpo.stages.train import run as train_module
@@ -36,7 +36,7 @@ SMALL_LENGTHS = Lengths(12, 20, 9)
 class RandomModel(LoadedModel):
     """Weights made on the card; there is no file whose hash could say which."""
 
-    content_hash = "random"  # type: ignore[assignment]
+    content_hash = "random"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What is timed side by side computes the same."""
 
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -21,3 +22,20 @@ def test_ours_without_the_cache_has_the_losses_of_the_authors_structure() -> Non
 @pytest.mark.parametrize("switched_off", ["no-shared-prompt", "no-packing", "no-response-only", "no-blocks"])
 def test_each_speed_up_switched_off_leaves_the_losses(switched_off: str) -> None:
     assert losses(switched_off) == pytest.approx(losses("ours"), abs=1e-6)
+
+
+def test_float32_master_weights_in_two_passes_are_near() -> None:
+    """Its arithmetic is bfloat16."""
+    assert losses("float32-master") == pytest.approx(losses("ours"), abs=0.05)
+
+
+def test_a_variant_that_fails_is_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common, train_step = import_module("common"), import_module("train_step")
+    script = tmp_path / "script.py"
+    script.write_text("raise ValueError('not with this torch')")
+    with pytest.raises(common.VariantError, match=r"^failed: ValueError: not with this torch$"):
+        common.in_process(str(script), "one", [], threads=1)
+    assert "Traceback" in capsys.readouterr().err
+    fine = {"seconds": 1.0, "tokens": 10, "peak_mb": 5.0}
+    rows = train_step.as_rows({"one": {"failed": "failed: why"}, "two": fine, "three": {}})
+    assert [row[:2] for row in rows[1:]] == [["one", "failed: why"], ["two", "1.000"], ["three", "does not fit"]]
