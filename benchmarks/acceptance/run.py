@@ -19,9 +19,9 @@ PRELOADED = (
     "torch._dynamo", "torch._subclasses.fake_tensor", "torch.distributed.tensor", "pytest", "accelerate", "peft",
     "transformers.models.llama.modeling_llama", "transformers.models.gemma2.modeling_gemma2",
     "transformers.models.gemma3.modeling_gemma3", "transformers.models.qwen2.modeling_qwen2",
-    "transformers.models.qwen3.modeling_qwen3", "trl.trainer.dpo_trainer",
+    "transformers.models.qwen3.modeling_qwen3",
 )  # fmt: skip
-"""What children would otherwise import one by one."""
+"""What children would otherwise import one by one, and does not touch CUDA at its import."""
 
 
 def run_stage(stage: str, output: Path, *, seconds: float, small: bool, only: list[str] | None = None) -> list[Figures]:
@@ -37,7 +37,7 @@ def run_stage(stage: str, output: Path, *, seconds: float, small: bool, only: li
     if not only:
         lines.unlink(missing_ok=True)
     context = Context(small=small, lines=lines, card={}, folder=Path())
-    _preload()
+    preload(small=small)
     method = child.start_method(context)
     first = Item("card", card.look, 120, "Card")
     found = child.run_item(first, context, first.seconds, method)
@@ -57,8 +57,10 @@ def run_stage(stage: str, output: Path, *, seconds: float, small: bool, only: li
     return written
 
 
-def _preload() -> None:
-    for name in PRELOADED:
+def preload(*, small: bool) -> None:
+    """Imports what children need; TRL only for tiny models, since it imports Liger's kernels, which may ask the card
+    what it is."""
+    for name in (*PRELOADED, "trl.trainer.dpo_trainer") if small else PRELOADED:
         with suppress(ImportError):  # an item that needs it says so itself
             importlib.import_module(name)
 

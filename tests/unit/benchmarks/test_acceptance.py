@@ -91,7 +91,7 @@ def test_the_rest_of_a_stage_runs_after_a_failure(tmp_path: Path, monkeypatch: p
         item.Item("right", fine, 30, "group"),
     ]
     monkeypatch.setattr(run, "STAGES", {"A": items})
-    monkeypatch.setattr(run, "PRELOADED", ())
+    monkeypatch.setattr(run, "preload", lambda **_: None)
     run.run_stage("A", tmp_path / "out", seconds=100, small=True)
     lines = item.read_lines(tmp_path / "out" / "stage-A.jsonl")
     assert [(line["item"], line["status"], line.get("reason")) for line in lines] == [
