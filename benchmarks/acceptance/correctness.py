@@ -99,9 +99,9 @@ def _tests(name: str, seconds: float) -> Item:
 ITEMS = [
     _tests("scores", 150),
     _tests("training", 120),
-    _tests("flex", 240),
     _tests("head", 60),
     _tests("memory", 90),
+    _tests("flex", 270),
     Item("waits", waits, 90, GROUP, needs=("cuda",)),
     _tests("graphs", 150),
     _tests("compiler", 120),
