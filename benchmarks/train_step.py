@@ -28,18 +28,15 @@ And, not in the tables by themselves:
 
 import argparse
 import json
-import statistics
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import tokenizers
 import torch
 from common import DEVICE, MODELS, VariantError, in_process, machine, make_model, make_pairs, measure, peak_mb, table
 from torch import Tensor
+from trl_step import measure_trl
 
 from tgdpo.data.packing import Batch, collate
 from tgdpo.data.tokenization import PairIds
@@ -225,55 +222,6 @@ def all_logits_at_once(wrapped: ResponseLogps, batch: DeviceBatch) -> Tensor:
     return logits.log_softmax(-1).gather(-1, batch.input_ids[0, batch.places, None]).squeeze(-1)
 
 
-def measure_trl(variant: str, setup: Setup, steps: list[list[PairIds]], warm: int) -> dict[str, float]:
-    """TRL's own training loop on the same ids; gradient checkpointing and bf16 autocast, its defaults, are off."""
-    import datasets
-    import transformers
-    import trl
-
-    class GivenIds(trl.DPOTrainer):  # type: ignore[misc]
-        """Takes token ids as they are, in their order."""
-
-        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-            return dataset
-
-        def _get_train_sampler(self, *_: Any) -> Any:
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
-    class Clock(transformers.TrainerCallback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.seconds: list[float] = []
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.seconds.append(time.perf_counter() - self.start)
-
-    rows = [{f"{part}_ids": ids.tolist() for part, ids in pair._asdict().items()} for pairs in steps for pair in pairs]
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = trl.DPOConfig(
-            output_dir=folder, per_device_train_batch_size=len(steps[0]), max_steps=len(steps), max_length=None,
-            bf16=False, gradient_checkpointing=False, use_cpu=DEVICE.type == "cpu", report_to=[], learning_rate=1e-5,
-            lr_scheduler_type="constant", save_strategy="no", logging_strategy="no", disable_tqdm=True,
-            precompute_ref_log_probs=variant == "trl-cached", use_liger_kernel=variant == "trl-liger",
-        )  # fmt: skip
-        tokenizer = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()), eos_token="</s>", pad_token="</s>"
-        )
-        trainer = GivenIds(
-            model=make_model(setup.name, setup.dtype),
-            ref_model=make_model(setup.name, setup.dtype),
-            args=arguments,
-            train_dataset=datasets.Dataset.from_list(rows),
-            processing_class=tokenizer,
-            callbacks=[clock],
-        )
-        trainer.train()
-    return {"seconds": statistics.median(clock.seconds[warm:]), "peak_mb": peak_mb()}
-
-
 Result = dict[str, Any]
 """Figures, or why it failed; empty where it does not fit into memory."""
 
@@ -289,7 +237,7 @@ def run_variant(options: argparse.Namespace) -> Result:
     setup = Setup(name, dtype, options.optimizer, options.checkpointing)
     try:
         if variant.startswith("trl"):
-            result = measure_trl(variant, setup, steps, options.warm)
+            result = measure_trl(variant, name, dtype, steps, options.warm)
         else:
             make_step = peer_step if variant in PEERS else our_step
             result = measure(make_step(variant, setup, steps), count, options.warm)

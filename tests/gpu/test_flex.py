@@ -49,9 +49,9 @@ ALL_LENGTHS = [PLAIN, BF16]
 AT_SOME = [
     *(PLAIN._replace(groups=groups) for groups in (1, 7, 8)),
     *(PLAIN._replace(size=size) for size in (64, 256)),
-    PLAIN._replace(window=70),
+    PLAIN._replace(window=30),
     PLAIN._replace(cap=2.0),
-    BF16._replace(groups=2, size=256, window=70, cap=2.0),
+    BF16._replace(groups=2, size=256, window=30, cap=2.0),
     PLAIN._replace(autocast=True),
 ]
 SOME_LENGTHS = (20, 127, 1000)
