@@ -4,14 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 
-.PHONY: demo docs test test-faults test-ray test-vllm faults lint format install clean
+.PHONY: demo docs test test-faults test-ray test-vllm gpu-pack faults lint format install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tgdpo demo
 
 test: lint $(VENV)/.installed-dev
 	# One thread each: two workers with two threads on two cores wait for one another.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults
+	# tests/integration/test_gpu_check.py runs tests/gpu.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/gpu
 
 # The real Ray, in an environment of its own.
 test-ray: $(VENV)-ray/.installed
@@ -46,6 +47,11 @@ lint: $(VENV)/.installed-dev
 test-vllm: $(VLLM_VENV)/.installed
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/unit/stages/score/engines tests/integration/test_vllm.py
 
+# All that benchmarks/gpu_check.py needs on a card without a network, in gpu-pack/, for that machine's Python.
+PACK_PYTHON ?= 3.12
+gpu-pack: $(VENV)/.installed
+	$(BIN)/python benchmarks/gpu_pack.py --python $(PACK_PYTHON)
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -74,4 +80,4 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-ray $(VLLM_VENV) build site *.egg-info tgdpo-demo
+	rm -rf $(VENV) $(VENV)-ray $(VLLM_VENV) build site *.egg-info tgdpo-demo gpu-pack gpu-results

@@ -56,15 +56,15 @@ def make_pairs(
     ]
 
 
-def measure(step: Callable[[int], float], steps: int) -> dict[str, float]:
-    """Runs `step(0)` to warm up, then `steps` more.
+def measure(step: Callable[[int], float], steps: int, warm: int = 1) -> dict[str, float]:
+    """Runs `step(0)` to `step(warm - 1)` to warm up, then `steps` more.
 
     Returns:
-        Median seconds, the last value of `step` (a loss, to compare variants), and peak memory in MB.
+        Median seconds, the first and last value of `step` (a loss, to compare variants), and peak memory in MB.
     """
-    value = step(0)
-    first, seconds = value, []
-    for i in range(1, steps + 1):
+    values = [step(i) for i in range(warm)]
+    first, seconds = values[0], []
+    for i in range(warm, warm + steps):
         start = time.perf_counter()
         value = step(i)  # a float, so the device has finished
         seconds.append(time.perf_counter() - start)
@@ -89,13 +89,23 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+class VariantError(Exception):
+    """A variant that did not end well, in a line."""
+
+
 def in_process(script: str, variant: str, arguments: Sequence[str], threads: int) -> dict[str, Any]:
-    """Runs `script --variant …` in a process of its own and reads the JSON object of its last line."""
+    """Runs `script --variant …` in a process of its own and reads the JSON object of its last line.
+
+    Raises:
+        VariantError: it failed; what it printed is on stderr.
+    """
     command = [sys.executable, script, "--variant", variant, *arguments]
     environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     if done.returncode:
-        sys.exit(f"{variant} failed:\n{done.stderr[-3000:]}")
+        print(f"{variant} failed:\n{done.stderr[-3000:]}", file=sys.stderr)
+        last = done.stderr.strip().splitlines()[-1:]
+        raise VariantError(f"failed: {last[0] if last else done.returncode}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 

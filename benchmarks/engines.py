@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 import torch
 import transformers
-from common import MODELS, in_process, machine, make_model, make_pairs, table
+from common import MODELS, VariantError, in_process, machine, make_model, make_pairs, table
 
 from tgdpo.data.tokenization import PairIds
 from tgdpo.stages.console import quiet_libraries
@@ -129,7 +129,11 @@ def compare(model: str, dtype: str, prompt: int, options: argparse.Namespace) ->
     for variant in options.variants:
         arguments = ["--models", model, "--dtypes", dtype, "--prompts", prompt]
         arguments += ["--pairs", options.pairs, "--repeats", options.repeats]
-        result = in_process(__file__, variant, [str(argument) for argument in arguments], options.threads)
+        try:
+            result = in_process(__file__, variant, [str(argument) for argument in arguments], options.threads)
+        except VariantError as error:
+            rows.append([variant, str(error), "", "", ""])
+            continue
         per_cpu = result["tokens"] / result["cpu"]
         first = first or per_cpu
         speed = result["tokens"] / result["seconds"]
@@ -205,8 +209,10 @@ def _timed_calls(thing: Any, names: Sequence[str]) -> list[float]:
 # Conformance and memory
 
 
-def check(model: str, engines: Sequence[str], dtypes: Sequence[str], device: torch.device, count: int = 16) -> str:
-    """Compares engines with the naive float32 forward of `model`, and prints what memory each takes and gives back.
+def check(
+    model: str, engines: Sequence[str], dtypes: Sequence[str], device: torch.device, count: int = 16
+) -> list[dict[str, Any]]:
+    """Compares engines with the naive float32 forward of `model`; a row each, with the memory it takes and gives back.
 
     Args:
         model: a folder or hub name, or one of `MODELS`.
@@ -223,13 +229,12 @@ def check(model: str, engines: Sequence[str], dtypes: Sequence[str], device: tor
         pairs.append(pairs[0])
         spec = spec_of(source.folder, "float32", device, pairs)
         expected = naive(source.folder, pairs, device)
-        rows = [["engine", "dtype", "mean difference", "largest", "memory before, loaded, closed (GB)"]]
-        for name in engines:
-            for dtype in dtypes:
-                rows.append(
-                    [name, dtype, *_check_one(name, replace(spec, dtype=getattr(torch, dtype)), pairs, expected)]
-                )
-    return table(rows)
+        return [
+            {"engine": name, "dtype": dtype}
+            | _check_one(name, replace(spec, dtype=getattr(torch, dtype)), pairs, expected)
+            for name in engines
+            for dtype in dtypes
+        ]
 
 
 def naive(folder: Path, pairs: Sequence[PairIds], device: torch.device) -> np.ndarray:
@@ -249,7 +254,7 @@ def naive(folder: Path, pairs: Sequence[PairIds], device: torch.device) -> np.nd
     return np.concatenate(rows)
 
 
-def _check_one(name: str, spec: EngineSpec, pairs: Sequence[PairIds], expected: np.ndarray) -> list[str]:
+def _check_one(name: str, spec: EngineSpec, pairs: Sequence[PairIds], expected: np.ndarray) -> dict[str, Any]:
     used = [_used_gb(spec.device)]
     engine = engine_class(name)(spec)
     scores = engine.score(pairs, lambda *_: None)
@@ -257,7 +262,11 @@ def _check_one(name: str, spec: EngineSpec, pairs: Sequence[PairIds], expected: 
     engine.close()
     used.append(_used_gb(spec.device))
     gap = np.abs(np.concatenate([side for pair in scores for side in pair]) - expected)
-    return [f"{gap.mean():.2g}", f"{gap.max():.2g}", ", ".join(f"{gb:.2f}" for gb in used)]
+    return {
+        "mean difference": f"{gap.mean():.2g}",
+        "largest": f"{gap.max():.2g}",
+        "memory before, loaded, closed (GB)": ", ".join(f"{gb:.2f}" for gb in used),
+    }
 
 
 def _used_gb(device: torch.device) -> float:
@@ -360,7 +369,8 @@ def main() -> None:
         device = pick_device("auto")
         for model in options.check or ["S-32k"]:
             print(f"\n{model} on {device}\n")
-            print(check(model, options.engines, options.dtypes, device))
+            rows = check(model, options.engines, options.dtypes, device)
+            print(table([list(rows[0]), *(list(row.values()) for row in rows)]))
     else:
         for model in options.models:
             for dtype in options.dtypes:

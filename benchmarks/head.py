@@ -5,21 +5,26 @@ Per-token log-probabilities from hidden states and their gradients, forward and 
     ours            stages/head.py
     full-logits     the plain formula on all rows at once, float32
     torch           torch.nn.functional.linear_cross_entropy(reduction="none")
+    float32-product the plain formula with logits that come out of the product in float32, made twice as ours are
+    compiled        the plain formula through torch.compile
     cce             cut-cross-entropy, gradients unfiltered: its compiled form on a CPU, its Triton kernels on CUDA
     liger           liger-kernel's fused linear cross-entropy, on CUDA
 
 The last two are skipped where their packages are not installed (`pip install cut-cross-entropy liger-kernel`; both
-import Triton). Errors are those of the log-probabilities, in nats, against float64 on the same inputs.
+import Triton), torch where this torch has no such function. Errors are those of the log-probabilities, in nats, against
+float64 on the same inputs.
 """
 
 import argparse
 import importlib.util
 import json
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from common import DEVICE, MODELS, in_process, machine, measure, peak_mb, reset_peak, table
+from common import DEVICE, MODELS, VariantError, in_process, machine, measure, peak_mb, reset_peak, table
 from torch import Tensor
 
 from tgdpo.stages.head import LogitTransform, target_logps
@@ -47,14 +52,61 @@ def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return -liger_fused_linear_cross_entropy(hidden, weight, targets, reduction="none").float()
 
 
+class Float32Product(torch.autograd.Function):
+    """log softmax(hidden @ weight.T)[targets] from logits that were never rounded to half precision."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """[R] in float32."""
+        logits = float32_product(hidden, weight)
+        normalisers = logits.logsumexp(-1)
+        ctx.save_for_backward(hidden, weight, targets, normalisers)
+        return logits.gather(-1, targets[:, None]).squeeze(-1) - normalisers
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        """Of hidden and weight."""
+        hidden, weight, targets, normalisers = ctx.saved_tensors
+        grad = (float32_product(hidden, weight) - normalisers[:, None]).exp_()
+        grad.scatter_add_(1, targets[:, None], torch.full_like(targets[:, None], -1, dtype=torch.float32))
+        half = grad.mul_(-grad_outputs[0][:, None]).to(hidden.dtype)
+        return half @ weight, half.T @ hidden, None
+
+
+def float32_product(hidden: Tensor, weight: Tensor) -> Tensor:
+    """hidden @ weight.T in float32; on a CPU, whose product has no such form, rounded on the way."""
+    if DEVICE.type == "cuda" and hidden.dtype != torch.float32:
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    return (hidden @ weight.T).float()
+
+
+@cache
+def compiled() -> Head:
+    """`full_logits` as torch.compile makes it."""
+    return torch.compile(full_logits)
+
+
 HEADS: dict[str, Head] = {
     "ours": lambda hidden, weight, targets: target_logps(hidden, weight, targets, LogitTransform()),
     "full-logits": full_logits,
-    "torch": lambda *inputs: -F.linear_cross_entropy(*inputs, reduction="none").float(),
+    "torch": lambda *inputs: -F.linear_cross_entropy(*inputs, reduction="none").float(),  # type: ignore[attr-defined]
+    "float32-product": Float32Product.apply,
+    "compiled": lambda *inputs: compiled()(*inputs),
     "cce": cut_cross_entropy,
     "liger": liger,
 }
 NEEDS = {"cce": "cut_cross_entropy", "liger": "liger_kernel"}
+
+
+def missing(variant: str) -> str | None:
+    """Why a variant does not run here; None where it does."""
+    if not importlib.util.find_spec(NEEDS.get(variant, "torch")):
+        return f"{NEEDS[variant]} is not installed"
+    if variant == "liger" and DEVICE.type == "cpu":
+        return "needs CUDA"
+    if variant == "torch" and not hasattr(F, "linear_cross_entropy"):
+        return f"torch {torch.__version__} has no linear_cross_entropy"
+    return None
 
 
 def run_variant(variant: str, name: str, dtype: str, tokens: int, repeats: int) -> dict[str, float]:
@@ -110,11 +162,15 @@ def compare(model: str, dtype: str, options: argparse.Namespace) -> str:
     """A row per variant that can run here."""
     rows = [["variant", "us a token", "peak MB", "largest error"]]
     for variant in options.variants:
-        if (variant == "liger" and DEVICE.type == "cpu") or not importlib.util.find_spec(NEEDS.get(variant, "torch")):
+        if missing(variant):
             rows.append([variant, "not here", "", ""])
             continue
         arguments = ["--models", model, "--dtypes", dtype, "--tokens", options.tokens, "--repeats", options.repeats]
-        result = in_process(__file__, variant, [str(argument) for argument in arguments], options.threads)
+        try:
+            result = in_process(__file__, variant, [str(argument) for argument in arguments], options.threads)
+        except VariantError as error:
+            rows.append([variant, str(error), "", ""])
+            continue
         speed = result["seconds"] / options.tokens * 1e6
         rows.append([variant, f"{speed:,.0f}", f"{result['peak_mb']:,.0f}", f"{result['error']:.1e}"])
     return table(rows)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import MODELS, in_process, machine, make_model, peak_mb, table
+from common import MODELS, VariantError, in_process, machine, make_model, peak_mb, table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tgdpo import TrainConfig
@@ -87,9 +87,13 @@ def main() -> None:
                 checkpointing = kind == "checkpointing"
                 parts = planned(name, getattr(torch, dtype), arguments.pairs, checkpointing=checkpointing)
                 options = ["--pairs", str(arguments.pairs)]
-                found: Any = in_process(__file__, f"{name}/{dtype}/{kind}", options, arguments.threads)
-                figures = [*parts.values(), sum(parts.values()), float(found)]
-                rows.append([name, dtype, kind, *(f"{figure:,.0f}" for figure in figures)])
+                figures = [f"{size:,.0f}" for size in (*parts.values(), sum(parts.values()))]
+                try:
+                    found: Any = in_process(__file__, f"{name}/{dtype}/{kind}", options, arguments.threads)
+                    figures.append(f"{found:,.0f}")
+                except VariantError as error:
+                    figures.append(str(error))
+                rows.append([name, dtype, kind, *figures])
     print(machine())
     print(f"{arguments.pairs} pairs of {LENGTHS} tokens, MiB\n")
     print(table(rows))

@@ -13,7 +13,7 @@ import argparse
 import json
 
 import torch
-from common import DEVICE, MODELS, in_process, machine, make_model, make_pairs, measure, peak_mb, table
+from common import DEVICE, MODELS, VariantError, in_process, machine, make_model, make_pairs, measure, peak_mb, table
 
 from tgdpo.data.packing import batches, collate
 from tgdpo.data.tokenization import PairIds
@@ -107,7 +107,11 @@ def compare(model: str, dtype: str, prompt: int, options: argparse.Namespace) ->
     for variant in options.variants:
         arguments = ["--models", model, "--dtypes", dtype, "--prompts", prompt]
         arguments += ["--pairs", options.pairs, "--repeats", options.repeats]
-        result = in_process(__file__, variant, [str(argument) for argument in arguments], options.threads)
+        try:
+            result = in_process(__file__, variant, [str(argument) for argument in arguments], options.threads)
+        except VariantError as error:
+            rows.append([variant, str(error), "", ""])
+            continue
         speed = result["tokens"] / result["seconds"]
         first = first or speed
         rows.append([variant, f"{speed:,.0f}", f"{speed / first:.2f}", f"{result['peak_mb']:,.0f}"])

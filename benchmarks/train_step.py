@@ -8,6 +8,7 @@ where there is one. The peers' structures are written out here from their publis
     two-models      plain DPO: policy and reference in the same way
     trl-online      TRL's DPOTrainer, reference run at every step
     trl-cached      TRL's DPOTrainer with precomputed reference log-probabilities, the step alone
+    trl-liger       trl-online with Liger's kernels, on CUDA; not in the tables by itself
 
 Ours is the policy alone from cached scores: packed pairs, shared prompt, head in blocks at response positions. Each
 speed-up switched off in turn:
@@ -22,22 +23,20 @@ speed-up switched off in turn:
 And, not in the tables by themselves:
 
     no-flex             on CUDA, packed attention pair by pair instead of in one FlexAttention kernel
-    float32-master      ours with float32 weights, bfloat16 autocast and gradient checkpointing
+    float32-master      ours with float32 weights, bfloat16 autocast and gradient checkpointing, in two passes
 """
 
 import argparse
 import json
-import statistics
-import tempfile
-import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
-import tokenizers
 import torch
-from common import DEVICE, MODELS, in_process, machine, make_model, make_pairs, measure, peak_mb, table
+from common import DEVICE, MODELS, VariantError, in_process, machine, make_model, make_pairs, measure, peak_mb, table
 from torch import Tensor
+from trl_step import measure_trl
 
 from tgdpo.data.packing import Batch, collate
 from tgdpo.data.tokenization import PairIds
@@ -49,9 +48,29 @@ from tgdpo.stages.train.losses.types import LossSettings, ResponseTokens
 
 PEERS = ["three-models", "two-models", "trl-online", "trl-cached"]
 OURS = ["ours", "no-cache", "no-shared-prompt", "no-packing", "no-response-only", "no-blocks"]
-VARIANTS = PEERS + OURS + ["no-flex", "float32-master"]
+VARIANTS = PEERS + OURS + ["trl-liger", "no-flex", "float32-master"]
 Step = Callable[[int], float]
 NOTHING = np.zeros(0, np.int32)
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": partial(torch.optim.AdamW, lr=1e-5, fused=True),
+    "sgd": partial(torch.optim.SGD, lr=1e-5),
+}
+
+
+class Setup(NamedTuple):
+    """What a step is made of beside its variant."""
+
+    name: str
+    dtype: str
+    optimizer: str = "adamw"
+    checkpointing: bool = False
+
+    def policy(self, dtype: str) -> tuple[Any, torch.optim.Optimizer]:
+        """In training mode, with its optimizer."""
+        policy = make_model(self.name, dtype).train()
+        if self.checkpointing:
+            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return policy, OPTIMIZERS[self.optimizer](policy.parameters())
 
 
 def responses(flat: Tensor, batch: Batch, ref: Tensor, rewards: Tensor) -> tuple[ResponseTokens, ResponseTokens]:
@@ -82,12 +101,11 @@ def logps_of(logits: Tensor, batch: DeviceBatch) -> Tensor:
     return per_token[rows, columns - 1]
 
 
-def peer_step(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) -> Step:
+def peer_step(variant: str, setup: Setup, steps: list[list[PairIds]]) -> Step:
     """A step of the authors' structure or of plain DPO."""
-    policy = make_model(name, dtype)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5, fused=True)
+    policy, optimizer = setup.policy(setup.dtype)
     resident = 2 if variant == "three-models" else 1
-    frozen = [make_model(name, dtype, seed=i).eval().requires_grad_(False) for i in range(resident)]
+    frozen = [make_model(setup.name, setup.dtype, seed=i).eval().requires_grad_(False) for i in range(resident)]
 
     def step(i: int) -> float:
         batch = collate(steps[i], "padded")
@@ -112,26 +130,30 @@ def peer_step(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) -
     return step
 
 
-def our_step(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) -> Step:
+def our_step(variant: str, setup: Setup, steps: list[list[PairIds]]) -> Step:
     """A step of ours, or with one speed-up off. What the cache holds is made up: its values do not change the cost."""
     is_master = variant == "float32-master"
-    policy = make_model(name, "float32" if is_master else dtype)
-    if is_master:
-        policy.train().gradient_checkpointing_enable()
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5, fused=True)
-    autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=is_master)
-    with autocast:
+    policy, optimizer = setup._replace(checkpointing=setup.checkpointing or is_master).policy(
+        "float32" if is_master else setup.dtype
+    )
+
+    def autocast() -> torch.autocast:
+        """As the trainer's: around forward and backward, weights cast again where they are used again."""
+        return torch.autocast(DEVICE.type, torch.bfloat16, enabled=is_master, cache_enabled=not is_master)
+
+    with autocast():
         wrapped = ResponseLogps(policy, "padded" if variant == "no-packing" else None)
     if variant == "no-flex" and DEVICE.type == "cuda":
         policy.set_attn_implementation(SHARED_PROMPT)
     resident = 2 if variant == "no-cache" else 0
-    frozen = [ResponseLogps(make_model(name, dtype, seed=i).eval().requires_grad_(False)) for i in range(resident)]
+    frozen = [
+        ResponseLogps(make_model(setup.name, setup.dtype, seed=i).eval().requires_grad_(False)) for i in range(resident)
+    ]
     forward = {"no-response-only": all_positions, "no-blocks": all_logits_at_once}.get(variant, call)
     made_up = np.random.default_rng(1)
 
-    def step(i: int) -> float:
-        pairs = unshared(steps[i]) if variant == "no-shared-prompt" else steps[i]
-        batch = collate(pairs, wrapped.layout)
+    def loss_of(pairs: list[PairIds]) -> Tensor:
+        batch = collate(unshared(pairs) if variant == "no-shared-prompt" else pairs, wrapped.layout)
         on_device = to_device(batch, DEVICE)
         if frozen:
             with torch.no_grad():
@@ -140,13 +162,22 @@ def our_step(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) ->
         else:
             ref = torch.from_numpy(made_up.normal(-10, 1, len(batch.places)).astype(np.float32)).to(DEVICE)
             rewards = torch.zeros_like(ref)
-        with autocast:
-            flat = forward(wrapped, on_device)
-        loss = tgdpo(*responses(flat, batch, ref, rewards), LossSettings()).losses.mean()
-        loss.backward()
+        flat = forward(wrapped, on_device)
+        return tgdpo(*responses(flat, batch, ref, rewards), LossSettings()).losses.sum()
+
+    def step(i: int) -> float:
+        # A step's second pass has whole gradients beside it, which is when memory is at its highest.
+        middle = len(steps[i]) // 2
+        passes = [steps[i][:middle], steps[i][middle:]] if is_master and middle else [steps[i]]
+        total = 0.0
+        for pairs in passes:
+            with autocast():
+                loss = loss_of(pairs) / len(steps[i])
+                loss.backward()
+            total += loss.item()
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()
+        return total
 
     return step
 
@@ -191,56 +222,8 @@ def all_logits_at_once(wrapped: ResponseLogps, batch: DeviceBatch) -> Tensor:
     return logits.log_softmax(-1).gather(-1, batch.input_ids[0, batch.places, None]).squeeze(-1)
 
 
-def measure_trl(variant: str, name: str, dtype: str, steps: list[list[PairIds]]) -> dict[str, float]:
-    """TRL's own training loop on the same ids; gradient checkpointing and bf16 autocast, its defaults, are off."""
-    import datasets
-    import transformers
-    import trl
-
-    class GivenIds(trl.DPOTrainer):  # type: ignore[misc]
-        """Takes token ids as they are, in their order."""
-
-        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-            return dataset
-
-        def _get_train_sampler(self, *_: Any) -> Any:
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
-    class Clock(transformers.TrainerCallback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.seconds: list[float] = []
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.seconds.append(time.perf_counter() - self.start)
-
-    rows = [{f"{part}_ids": ids.tolist() for part, ids in pair._asdict().items()} for pairs in steps for pair in pairs]
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = trl.DPOConfig(
-            output_dir=folder, per_device_train_batch_size=len(steps[0]), max_steps=len(steps), max_length=None,
-            bf16=False, gradient_checkpointing=False, use_cpu=DEVICE.type == "cpu", report_to=[], learning_rate=1e-5,
-            lr_scheduler_type="constant", save_strategy="no", logging_strategy="no", disable_tqdm=True,
-            precompute_ref_log_probs=variant == "trl-cached",
-        )  # fmt: skip
-        tokenizer = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()), eos_token="</s>", pad_token="</s>"
-        )
-        trainer = GivenIds(
-            model=make_model(name, dtype),
-            ref_model=make_model(name, dtype),
-            args=arguments,
-            train_dataset=datasets.Dataset.from_list(rows),
-            processing_class=tokenizer,
-            callbacks=[clock],
-        )
-        trainer.train()
-    return {"seconds": statistics.median(clock.seconds[1:]), "peak_mb": peak_mb()}
-
-
-Result = dict[str, float]
+Result = dict[str, Any]
+"""Figures, or why it failed; empty where it does not fit into memory."""
 
 
 def run_variant(options: argparse.Namespace) -> Result:
@@ -248,15 +231,16 @@ def run_variant(options: argparse.Namespace) -> Result:
     variant, name, dtype = options.variant, options.models[0], options.dtypes[0]
     pairs, count = options.pairs, options.steps
     lengths = {"prompt": tuple(options.prompt), "response": tuple(options.response)}
-    made = make_pairs((count + 1) * pairs, MODELS[name]["vocab_size"], **lengths)
-    steps = [made[i * pairs : (i + 1) * pairs] for i in range(count + 1)]
+    made = make_pairs((options.warm + count) * pairs, MODELS[name]["vocab_size"], **lengths)
+    steps = [made[i * pairs : (i + 1) * pairs] for i in range(options.warm + count)]
     before = peak_mb()
+    setup = Setup(name, dtype, options.optimizer, options.checkpointing)
     try:
         if variant.startswith("trl"):
-            result = measure_trl(variant, name, dtype, steps)
+            result = measure_trl(variant, name, dtype, steps, options.warm)
         else:
             make_step = peer_step if variant in PEERS else our_step
-            result = measure(make_step(variant, name, dtype, steps), count)
+            result = measure(make_step(variant, setup, steps), count, options.warm)
     except torch.OutOfMemoryError:
         return {}
     tokens = sum(pair.tokens for pair in made) / len(steps)
@@ -273,7 +257,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--pairs", type=int, default=4, help="pairs per step")
     parser.add_argument("--prompt", type=int, nargs=2, default=[60, 140], metavar=("LOW", "HIGH"), help="tokens")
     parser.add_argument("--response", type=int, nargs=2, default=[50, 250], metavar=("LOW", "HIGH"), help="tokens")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps, after one to warm up")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps")
+    parser.add_argument("--warm", type=int, default=1, help="steps before them")
+    parser.add_argument("--optimizer", default="adamw", choices=OPTIMIZERS)
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, TRL's left out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     return parser
@@ -296,19 +283,24 @@ def results_of(model: str, dtype: str, options: argparse.Namespace) -> dict[str,
     """Every variant, each in a process of its own."""
     given: list[object] = ["--models", model, "--dtypes", dtype, "--pairs", options.pairs, "--steps", options.steps]
     given += ["--prompt", *options.prompt, "--response", *options.response]
-    return {
-        variant: in_process(__file__, variant, [str(argument) for argument in given], options.threads)
-        for variant in options.variants
-    }
+    given += ["--warm", options.warm, "--optimizer", options.optimizer]
+    given += ["--checkpointing"] if options.checkpointing else []
+    results: dict[str, Result] = {}
+    for variant in options.variants:
+        try:
+            results[variant] = in_process(__file__, variant, [str(argument) for argument in given], options.threads)
+        except VariantError as error:
+            results[variant] = {"failed": str(error)}
+    return results
 
 
 def as_rows(results: dict[str, Result]) -> list[list[str]]:
     """A row per variant, relative to the first one that fits."""
     rows = [["variant", "s a step", "tokens/s", "times as fast", "peak MB", "of the first's peak"]]
-    first = next((result for result in results.values() if result), {})
+    first = next((result for result in results.values() if "seconds" in result), {})
     for variant, result in results.items():
-        if not result:
-            rows.append([variant, "does not fit", "", "", "", ""])
+        if "seconds" not in result:
+            rows.append([variant, result.get("failed", "does not fit"), "", "", "", ""])
             continue
         rows.append(
             [
