@@ -22,12 +22,12 @@ from ...data.files import remove_temporaries, replace, sync
 from ...data.manifest import differing_fields
 from ...errors import TrainingError
 from ..console import log, warn
-from ..settings import parse_yaml
+from ..yaml_text import parse_yaml
 from .checkpoint import Checkpoints
 from .config import TrainConfig
 from .history import History, require_same_steps
 from .logs import JsonLines, parse_lines
-from .marker import problem_of, read_state
+from .marker import problem_of, read_state, settings_in
 from .parallel import Parallel
 from .remote import CHECKPOINTS, CONFIG, METRICS, PAIRS, RECORD, RemoteRun, working_folder
 
@@ -320,14 +320,15 @@ class RunFolder:
 
 
 def as_begun(config: TrainConfig) -> TrainConfig:
-    """The configuration, for a run that an earlier version began in its output: options that it did not know and that
-    are not set keep doing what that version did. All processes must call it before anything depends on options."""
+    """The configuration, for a run that an earlier version began in its output, or whose checkpoint --resume names:
+    options that it did not know and that are not set keep doing what that version did. All processes must call it
+    before anything depends on options."""
     path = working_folder(config.output)
     if is_url(config.output):
         content = RemoteRun(config.output, path).read(CONFIG)
     else:
         content = (path / CONFIG).read_bytes() if (path / CONFIG).is_file() else None
-    options, _ = _options_in(content) if content else (None, "")
+    options, _ = _options_in(content) if content else (settings_in(Path(config.resume).expanduser()), "")
     return config.as_begun(options) if options else config
 
 

@@ -5,6 +5,7 @@ SHA-256 of every other file.
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -93,6 +94,14 @@ def parse_state(content: bytes, checkpoint: object) -> State:
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError("no list of files") from error
     return State(values, files)
+
+
+def settings_in(checkpoint: Path) -> dict[str, Any] | None:
+    """The settings of the run that a checkpoint is of; None if there is none, or it is damaged."""
+    with suppress(OSError, ValueError, RecursionError, TrainingError):
+        settings = read_state(checkpoint).values.get("settings")
+        return settings if isinstance(settings, dict) else None
+    return None
 
 
 def _inside(name: str) -> str:

@@ -133,7 +133,7 @@ class TestYaml:
             (b"[a]: 1\n[b]: 2", "not valid YAML"),
             (b"a: " + b"[" * 10_000, "not valid YAML"),
             (b"x: !!python/object/apply:os.getcwd []", "not valid YAML"),
-            (b"x: &a 2020-99-99", "not valid YAML"),
+            (b"x: !!timestamp 2020-99-99", "not valid YAML"),
             (b'x: "\\Ufffffff0"', "not valid YAML"),
         ],
     )
