@@ -88,7 +88,7 @@ class ModelSource:
         single = self.folder / ("adapter_model.safetensors" if self.kind == "adapter" else "model.safetensors")
         index = self.folder / "model.safetensors.index.json"
         if self.kind != "adapter" and index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
             files = [self.folder / name for name in names]
         else:
             files = [single]
@@ -169,7 +169,7 @@ def _download(name: str, option: str, trust_remote_code: bool, weights: bool) ->
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except ValueError as error:
         raise ModelError(f"{path} is not valid JSON ({error})", fix="save the model again") from error
     if not isinstance(content, dict):

@@ -57,7 +57,7 @@ def report(study: Study) -> str:
     prompts = results.prompt.nunique()
     parts = [
         f"# {task.name}: {task.scale}",
-        f"{runs} runs ({grid.seeds} seeds), {min(grid.pairs, len(task.pairs.read_text().splitlines()))} pairs, last "
+        f"{runs} runs ({grid.seeds} seeds), {min(grid.pairs, len(task.pairs.read_bytes().splitlines()))} pairs, last "
         f"checkpoint of each. One answer per prompt and seed; learning rates chosen on {(prompts + 1) // 2} prompts, "
         f"figures from {prompts // 2} others. ± is half of a 95 % interval over prompts.",
         "## Methods (the paper's Table 1)", markdown(methods(results, base)),
@@ -68,7 +68,7 @@ def report(study: Study) -> str:
     if len(grid.learning_rates) > 1:
         parts += ["## Score minus DPO's at the same KL, by learning rate", markdown(equal_kl(results))]
     text = "\n\n".join(parts) + "\n"
-    (study.folder / "report.md").write_text(text)
+    (study.folder / "report.md").write_text(text, encoding="utf-8")
     return text
 
 

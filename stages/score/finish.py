@@ -95,7 +95,7 @@ def _set_aside(folder: OutputFolder, finished: list[FinishedShard]) -> Iterator[
 
 
 def _write_lines(path: Path, shards: Iterator[list[SetAsideRow]]) -> None:
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.writelines(row.model_dump_json() + "\n" for rows in shards for row in rows)
 
 
@@ -105,7 +105,7 @@ def _note_finished(folder: OutputFolder, shard: int, count: int) -> FinishedShar
     tokens = folder.tokens(shard)
     lost = [] if described.rows == tokens.rows() else _lost_rows(tokens, file)
     finished = FinishedShard(shard=described, lost=lost)
-    folder.entry(shard).replace(lambda path: path.write_text(finished.model_dump_json()), mode=0o600)
+    folder.entry(shard).replace(lambda path: path.write_text(finished.model_dump_json(), encoding="utf-8"), mode=0o600)
     return finished
 
 

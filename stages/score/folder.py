@@ -72,7 +72,7 @@ class OutputFolder:
     def begun(self, shard: int) -> Iterator[None]:
         """Notes that a process is at a shard. The note stays where the process dies in the block."""
         note = self._work(f"{_begun(shard)}{secrets.token_hex(4)}")
-        note.publish(lambda path: path.write_text("\n"))
+        note.publish(lambda path: path.write_text("\n", encoding="utf-8"))
         try:
             yield
         finally:
@@ -118,7 +118,7 @@ class OutputFolder:
 
     def set_shard_count(self, count: int) -> None:
         """Notes the number of shards."""
-        self._shards.publish(lambda path: path.write_text(f"{count}\n"))
+        self._shards.publish(lambda path: path.write_text(f"{count}\n", encoding="utf-8"))
 
     def unprepared(self) -> list[int]:
         """The shards that are not prepared, none before their number is known."""
@@ -181,7 +181,7 @@ class OutputFolder:
         self.store.make_folder(WORK)
         self.store.require_first_wins(WORK)
         content = json.dumps(fingerprint, indent=1) + "\n"
-        if self._settings.publish(lambda path: path.write_text(content)):
+        if self._settings.publish(lambda path: path.write_text(content, encoding="utf-8")):
             return True
         self._require_same(fingerprint, self._their_settings() or {})  # another worker was first
         return False

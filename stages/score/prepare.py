@@ -196,7 +196,9 @@ class ShardBuilder:
     def write(self, folder: OutputFolder, shard: int) -> None:
         """Publishes the tokens, then the record, whose presence means that both are there."""
         folder.tokens(shard).publish(lambda path: write_parquet(self.table, path))
-        folder.record(shard).replace(lambda path: path.write_text(self.record.model_dump_json()), mode=0o600)
+        folder.record(shard).replace(
+            lambda path: path.write_text(self.record.model_dump_json(), encoding="utf-8"), mode=0o600
+        )
 
 
 def attended(prompt: int, chosen: int, rejected: int) -> int:

@@ -60,7 +60,7 @@ def lay_out(plan: ReusePlan, folder: OutputFolder, shard: int, set_aside: list[S
     for role in plan.kept:
         folder.scores(role, shard).publish(partial(write_parquet, columns_of(role, table)))
     record = _record(plan, shard, table, set_aside)
-    folder.record(shard).replace(lambda path: path.write_text(record.model_dump_json()), mode=0o600)
+    folder.record(shard).replace(lambda path: path.write_text(record.model_dump_json(), encoding="utf-8"), mode=0o600)
 
 
 def _sound_table(source: RewardCache, shard: int) -> pa.Table:

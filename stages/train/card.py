@@ -59,7 +59,7 @@ def write_card(
         CITATION,
         "",
     ]
-    (folder / "README.md").write_text("\n".join(text))
+    (folder / "README.md").write_text("\n".join(text), encoding="utf-8")
 
 
 def _made_with(history: History, summary: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class JsonLines:
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds a line."""
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ class JsonLines:
             return
         kept = [record for record in self.read() if step and record["step"] <= step]
         content = "".join(json.dumps(record) + "\n" for record in kept)
-        replace(self._path, lambda path: path.write_text(content))
+        replace(self._path, lambda path: path.write_text(content, encoding="utf-8"))
 
     def sync(self) -> None:
         """Waits until what was appended is on disk."""

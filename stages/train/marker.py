@@ -63,7 +63,7 @@ def mark(folder: Path, state: State) -> None:
     marker = folder / MARKER
     content = {"state_version": _VERSION} | state.values | {"files": state.files}
     # A learning rate may be a tensor.
-    marker.write_text(json.dumps(content, indent=1, default=float))
+    marker.write_text(json.dumps(content, indent=1, default=float), encoding="utf-8")
     for path in (marker, *(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(path)
 
