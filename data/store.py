@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ..errors import CacheError
 from . import files
-from .addresses import is_url
+from .addresses import is_url, local_path
 
 Write = Callable[[Path], object]
 """Makes a file at the path that it is given."""
@@ -236,10 +236,10 @@ def open_store(location: str | Path) -> Store:
     """The store at a path or URL; nothing is written.
 
     Raises:
-        UsageError: the URL's library is missing, or the URL holds credentials.
+        UsageError: the URL's library is missing, or the URL holds credentials; or see `local_path`.
     """
     if not is_url(str(location)):
-        return LocalStore(Path(location))
+        return LocalStore(local_path(location))
     from .object_store import ObjectStore  # which is made of what stands here
 
     return ObjectStore(str(location))

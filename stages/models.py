@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..data.addresses import is_url
+from ..data.addresses import is_url, local_path
 from ..data.files import sha256_file
 from ..data.tokenization import chat_template_hash, require_usable, vocabulary_hash
 from ..errors import ModelError, UsageError
@@ -121,8 +121,9 @@ def resolve(name: str, option: str, *, trust_remote_code: bool = False, weights:
     """
     if is_url(name):
         raise ModelError(f"{option} {name}: a model is a folder or on the hub", fix="copy it to a folder")
-    path = Path(name).expanduser()
-    folder = path if path.is_dir() else _download(name, option, trust_remote_code, weights)
+    folder = (
+        local_path(name) if Path(name).expanduser().is_dir() else _download(name, option, trust_remote_code, weights)
+    )
     adapter, config = folder / "adapter_config.json", folder / "config.json"
     if adapter.is_file() and not config.is_file():
         return ModelSource(name, folder, "adapter", _read_json(adapter), trust_remote_code)

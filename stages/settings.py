@@ -46,10 +46,14 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _truth_values_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+    def _is_of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses what pydantic would take: truth values as numbers, names of files that are no valid text."""
         annotation = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and {annotation, *get_args(annotation)} & {int, float}:
             raise ValueError("should be a number, not a truth value")
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError("is not valid UTF-8; rename it, or set PYTHONUTF8=1 if the locale is another")
         return value
 
     @model_validator(mode="before")
