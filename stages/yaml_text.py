@@ -52,7 +52,8 @@ class _Loader(yaml.SafeLoader):
             if value == "<<":
                 return _MERGE
             return next((tag for tag, form in _PLAIN.items() if form.fullmatch(value)), self.DEFAULT_SCALAR_TAG)
-        return super().resolve(kind, value, implicit)
+        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        return tag
 
 
 def _int(_: _Loader, node: yaml.ScalarNode) -> int:
