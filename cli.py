@@ -23,7 +23,7 @@ import typer
 from . import __version__
 from .errors import TgdpoError, UsageError
 from .pipeline.options import options_of
-from .stages.console import is_main_process, printable
+from .stages.console import degrade_stdout, is_main_process, printable
 from .stages.inspect.config import InspectConfig
 from .stages.score.config import ScoreConfig
 from .stages.train.config import TrainConfig
@@ -263,6 +263,7 @@ _WRITE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFB
 
 def main() -> None:
     """Entry point of the console script."""
+    degrade_stdout()
     with _termination_as_interrupt() as received:
         code = _exit_code(received)
     sys.exit(code)

@@ -77,7 +77,7 @@ def peak_mb() -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
     if status.is_file():  # ru_maxrss begins with what the process that started this one had
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) / 1024
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -86,7 +86,7 @@ def reset_peak() -> None:
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 class VariantError(Exception):
@@ -101,7 +101,7 @@ def in_process(script: str, variant: str, arguments: Sequence[str], threads: int
     """
     command = [sys.executable, script, "--variant", variant, *arguments]
     environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=os.environ | environment)
     if done.returncode:
         print(f"{variant} failed:\n{done.stderr[-3000:]}", file=sys.stderr)
         last = done.stderr.strip().splitlines()[-1:]
@@ -139,7 +139,7 @@ def run_tgdpo(*arguments: object) -> dict[str, float]:
     """
     command = [sys.executable, "-c", _CALL, *map(str, arguments)]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        command, capture_output=True, encoding="utf-8", env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     )
     if done.returncode:
         sys.exit(done.stderr[-3000:])
@@ -154,7 +154,9 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
         names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+            line.split(":", 1)[1].strip()
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
         ]
         cpu = f"{len(names)} x {names[0]}" if names else cpu
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"

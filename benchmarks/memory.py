@@ -39,7 +39,7 @@ WORDS = [
 def write_pairs(path: Path, count: int) -> Path:
     """`count` pairs of random words, about a hundred tokens each."""
     rng = random.Random(0)
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for number in range(count):
             chosen, rejected = (" " + " ".join(rng.choices(WORDS, k=12)) for _ in range(2))
             row = {"prompt": f"{number}: {' '.join(rng.choices(WORDS, k=12))}", "chosen": chosen, "rejected": rejected}

@@ -38,7 +38,7 @@ class Event(NamedTuple):
 
 def read_log(path: Path) -> list[Event]:
     """All events so far; a line that is being written is left out."""
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     fields = [line.split() for line in lines]
     return [Event(int(f[0]), f[1], f[2], float(f[3])) for f in fields if len(f) == 4]
 
@@ -51,9 +51,9 @@ def run(folder: Path, options: argparse.Namespace) -> tuple[float, int, list[Eve
     """
     model = make_model(folder / "model", make_tokenizer(chat=False), seed=0)
     rows = [{"prompt": f"{n}:", "chosen": f" yes {n}", "rejected": f" no {n}"} for n in range(options.shards)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     log = folder / "log"
-    (folder / "settings.json").write_text(json.dumps({"seconds": options.seconds, "log": str(log)}))
+    (folder / "settings.json").write_text(json.dumps({"seconds": options.seconds, "log": str(log)}), encoding="utf-8")
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
         "SLOW_ENGINE_SETTINGS": str(folder / "settings.json"),
@@ -106,7 +106,7 @@ def report(folder: Path, seconds: float, killed: int, events: list[Event], optio
     first, last = min(e.time for e in events if e.what == "score"), max(e.time for e in events)
     shards = sorted(path.name for path in (folder / "cache").glob("part-*"))
     wanted = [f"part-{n:05d}-of-{options.shards:05d}.parquet" for n in range(options.shards)]
-    manifest = json.loads((folder / "cache" / "_manifest.json").read_text())
+    manifest = json.loads((folder / "cache" / "_manifest.json").read_bytes())
     rows = [
         ["what", "seen"],
         ["shards there", f"{len(set(shards) & set(wanted))} of {options.shards}, {manifest['counts']['scored']} pairs"],

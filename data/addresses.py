@@ -1,6 +1,9 @@
-"""What a URL of fsspec may be, told from its text alone: no library is imported for it."""
+"""What a path or a URL of fsspec may be, told from its text alone: no library is imported for it."""
 
 import importlib.util
+import os
+import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..errors import UsageError
@@ -22,6 +25,28 @@ written there."""
 def is_url(location: str) -> bool:
     """Whether `location` is a URL and not a path."""
     return "://" in location
+
+
+def local_path(location: str | Path) -> Path:
+    """The path that a location names, which Python and the libraries open alike.
+
+    Raises:
+        UsageError: Python names it in the locale's encoding, pyarrow and tokenizers in UTF-8, and these differ.
+    """
+    path = Path(location).expanduser()
+    name = os.path.abspath(path)
+    try:
+        is_utf8 = os.fsencode(name) == name.encode()
+    except UnicodeEncodeError:
+        is_utf8 = False
+    if is_utf8:
+        return path
+    encoding = sys.getfilesystemencoding()
+    raise UsageError(
+        f"{location}: this name is not UTF-8"
+        + (f", as the locale's encoding is {encoding}" if encoding != "utf-8" else ""),
+        fix="rename it" if encoding == "utf-8" else "set PYTHONUTF8=1 or another locale, or use a name in ASCII",
+    )
 
 
 def credentials_in(url: str) -> str | None:

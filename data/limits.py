@@ -67,6 +67,6 @@ def _limited_memory(size: int) -> Iterator[None]:
 
 def _address_space() -> int:
     """Bytes of this process's address space; 0 where the system does not tell."""
-    with suppress(OSError), open("/proc/self/statm") as file:
+    with suppress(OSError), open("/proc/self/statm", encoding="utf-8") as file:
         return int(file.read().split()[0]) * resource.getpagesize()
     return 0

@@ -139,7 +139,7 @@ class Manifest(_Record):
         """Publishes the manifest in `folder`."""
         store = open_store(folder) if isinstance(folder, Path) else folder
         text = json.dumps(self.model_dump(), indent=1, ensure_ascii=True) + "\n"
-        store.replace(MANIFEST_NAME, lambda path: path.write_text(text))
+        store.replace(MANIFEST_NAME, lambda path: path.write_text(text, encoding="utf-8"))
 
     @classmethod
     def read(cls, folder: Path | Storage) -> "Manifest":

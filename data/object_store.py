@@ -142,8 +142,8 @@ class ObjectStore(Store):
 
     def require_first_wins(self, folder: str) -> None:
         probe = self.file(f"{folder}/{PROBE}{secrets.token_hex(6)}")
-        probe.publish(lambda path: path.write_text("first"))
-        is_replaced = probe.publish(lambda path: path.write_text("second"))
+        probe.publish(lambda path: path.write_text("first", encoding="utf-8"))
+        is_replaced = probe.publish(lambda path: path.write_text("second", encoding="utf-8"))
         probe.remove()
         if is_replaced:
             raise UsageError(

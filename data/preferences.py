@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import DataError, UsageError
+from .addresses import local_path
 from .files import sha256_file
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
@@ -175,7 +176,7 @@ def _load_saved(folder: Path) -> Any:
     import datasets
 
     try:
-        saved = datasets.load_from_disk(str(folder))
+        saved = datasets.load_from_disk(str(local_path(folder)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"--dataset {folder} looks like a folder of Dataset.save_to_disk, but does not load ({_first_line(error)})",
@@ -266,7 +267,7 @@ def _read_json_array(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
 
 def _parquet_file(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(local_path(path))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
         raise _unreadable_parquet(path, error) from error
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import CacheError, UsageError
-from .addresses import credentials_in, is_url, require_package
+from .addresses import credentials_in, is_url, local_path, require_package
 
 
 class File(NamedTuple):
@@ -29,13 +29,13 @@ class Storage:
         location: a path, or a URL of fsspec. Credentials come from the environment, as the URL's library finds them.
 
     Raises:
-        UsageError: the URL's library is missing, or the URL holds credentials.
+        UsageError: the URL's library is missing, or the URL holds credentials; or see `local_path`.
     """
 
     def __init__(self, location: str | Path) -> None:
         self.location = str(location)
         if not is_url(self.location):
-            self.location = str(Path(location).expanduser())
+            self.location = str(local_path(location))
             self._files: Any = LocalFileSystem()
             self.root = self.location
         else:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ..errors import CacheError
 from . import files
-from .addresses import is_url
+from .addresses import is_url, local_path
 from .lock import Lock
 
 Write = Callable[[Path], object]
@@ -258,10 +258,10 @@ def open_store(location: str | Path) -> Store:
     """The store at a path or URL; nothing is written.
 
     Raises:
-        UsageError: the URL's library is missing, or the URL holds credentials.
+        UsageError: the URL's library is missing, or the URL holds credentials; or see `local_path`.
     """
     if not is_url(str(location)):
-        return LocalStore(Path(location))
+        return LocalStore(local_path(location))
     from .object_store import ObjectStore  # which is made of what stands here
 
     return ObjectStore(str(location))

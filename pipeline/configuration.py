@@ -3,12 +3,14 @@
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_origin
 
 from pydantic import ValidationError
 
 from ..errors import UsageError
-from ..stages.settings import Settings, parse_yaml
+from ..stages.console import log
+from ..stages.settings import Settings
+from ..stages.yaml_text import parse_yaml
 
 MAX_BYTES = 1_000_000
 """A configuration is a page of text; a larger file is something else."""
@@ -25,7 +27,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = parse_yaml(path.read_bytes())
     except ValueError as error:
-        raise UsageError(f"{path} is {error}", fix="mend the file") from error
+        raise UsageError(f"{path} is {error}", fix="correct the file") from error
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -53,21 +55,22 @@ def require_keys(content: Iterable[str], known: Iterable[str], path: Path) -> No
 
 
 def build(kind: type[SomeSettings], *layers: dict[str, Any]) -> SomeSettings:
-    """A configuration from mappings, later ones winning.
+    """A configuration from mappings, later ones winning; one line says which of an earlier one are left out as
+    defaults that were only written down (see `Settings.superseded`).
 
     Raises:
         UsageError: an unknown key, a missing one, or a value that its field does not take.
     """
     values: dict[str, Any] = {}
     for layer in layers:
-        values |= {key.replace("-", "_"): value for key, value in layer.items()}
+        given = {key.replace("-", "_"): value for key, value in layer.items()}
+        for name, why in kind.superseded(values, given).items():
+            log(f"--{name.replace('_', '-')} {values.pop(name)} in the file counts as not set: {why}")
+        values |= given
     for name, field in kind.model_fields.items():
         # One value may stand alone where several may be given.
         if get_origin(field.annotation) is tuple and isinstance(values.get(name), str):
             values[name] = (values[name],)
-        # YAML reads a bare no as False.
-        if values.get(name) is False and "no" in get_args(field.annotation):
-            values[name] = "no"
     try:
         return kind(**values)
     except ValidationError as error:

@@ -38,11 +38,16 @@ def warn(message: str) -> None:
     stderr.print(f"warning: {printable(message)}", style="yellow", markup=False)
 
 
-def stdout() -> Console:
-    """Where results go; a character that stdout's encoding lacks becomes a question mark, and a file or another
-    program gets tables as wide as they are."""
+def degrade_stdout() -> None:
+    """Makes a character that stdout's encoding lacks a question mark, whoever prints it; on stderr Python itself
+    writes its number."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+
+
+def stdout() -> Console:
+    """Where results go; a file or another program gets tables as wide as they are."""
+    degrade_stdout()
     return Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
 
 

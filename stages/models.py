@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..data.addresses import is_url
+from ..data.addresses import is_url, local_path
 from ..data.files import sha256_file
 from ..data.tokenization import chat_template_hash, require_usable, vocabulary_hash
 from ..errors import ModelError, UsageError
@@ -88,7 +88,7 @@ class ModelSource:
         single = self.folder / ("adapter_model.safetensors" if self.kind == "adapter" else "model.safetensors")
         index = self.folder / "model.safetensors.index.json"
         if self.kind != "adapter" and index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
             files = [self.folder / name for name in names]
         else:
             files = [single]
@@ -121,8 +121,9 @@ def resolve(name: str, option: str, *, trust_remote_code: bool = False, weights:
     """
     if is_url(name):
         raise ModelError(f"{option} {name}: a model is a folder or on the hub", fix="copy it to a folder")
-    path = Path(name).expanduser()
-    folder = path if path.is_dir() else _download(name, option, trust_remote_code, weights)
+    folder = (
+        local_path(name) if Path(name).expanduser().is_dir() else _download(name, option, trust_remote_code, weights)
+    )
     adapter, config = folder / "adapter_config.json", folder / "config.json"
     if adapter.is_file() and not config.is_file():
         return ModelSource(name, folder, "adapter", _read_json(adapter), trust_remote_code)
@@ -169,7 +170,7 @@ def _download(name: str, option: str, trust_remote_code: bool, weights: bool) ->
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except ValueError as error:
         raise ModelError(f"{path} is not valid JSON ({error})", fix="save the model again") from error
     if not isinstance(content, dict):

@@ -91,5 +91,6 @@ def driver() -> str | None:
 
 def _output(*command: str) -> str | None:
     with suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=10)
+        return done.stdout.strip()
     return None

@@ -4,24 +4,14 @@ The field docstrings are the help texts of the command line; `panel` groups them
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from ..data.addresses import is_url, why_not_writable
-
-
-def parse_yaml(content: str | bytes) -> Any:
-    """The value that `content` holds. Raises ValueError, whose text goes on "X is …", where it is not valid YAML."""
-    try:
-        return yaml.safe_load(content)
-    # Beside its own errors: bad UTF-8, impossible dates and code points, deep nesting.
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise ValueError("not valid YAML" + (f", line {mark.line + 1}" if mark else "")) from error
+from .yaml_text import dump_yaml
 
 
 class Settings(BaseModel):
@@ -39,7 +29,32 @@ class Settings(BaseModel):
 
     def to_yaml(self) -> str:
         """All options with their values, in the form that --config reads."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return dump_yaml(self.model_dump(mode="json"))
+
+    @classmethod
+    def superseded(cls, written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, str]:  # noqa: ARG003
+        """Options that a file wrote down as defaults of a choice that is made differently now.
+
+        Args:
+            written: the options of the file.
+            given: the options that win over them.
+
+        Returns:
+            Names of options in `written` to treat as not set, with the reason.
+        """
+        return {}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses what pydantic would take: truth values as numbers, names of files that are no valid text."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {annotation, *get_args(annotation)} & {int, float}:
+            raise ValueError("should be a number, not a truth value")
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError("is not valid UTF-8; rename it, or set PYTHONUTF8=1 if the locale is another")
+        return value
 
     @model_validator(mode="before")
     @classmethod

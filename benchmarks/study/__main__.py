@@ -63,7 +63,7 @@ def write_report(raw: Raw, folder: Path) -> str:
     frontier(raw.results, raw.base, raw.about.scale, folder / "frontier.png")
     curves_by_alpha(raw.curves, folder / "curves.png")
     text = report(raw)
-    (folder / "report.md").write_text(text)
+    (folder / "report.md").write_text(text, encoding="utf-8")
     return text
 
 

@@ -112,7 +112,7 @@ class Study:
         task = self.task()
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
-        with (logs / f"{spec.name}.log").open("w") as file, contextlib.redirect_stderr(file):
+        with (logs / f"{spec.name}.log").open("w", encoding="utf-8") as file, contextlib.redirect_stderr(file):
             train(self._config(task, spec))
             frame = answers(task, self._prompts(task), self.run_folder(spec), ANSWER_SEED + spec.seed)
         self._write(spec.name, frame.assign(**asdict(spec)))

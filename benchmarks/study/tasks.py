@@ -91,4 +91,4 @@ SMOKE_SIZES = DemoSizes(word_lengths=(3, 5), hidden_size=64, base_steps=300, tra
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -49,11 +49,11 @@ class DemoFolder:
         if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
             raise UsageError(f"--output {self.path} exists and holds no demo", fix="name a new or an empty folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        replace(self._record, lambda path: path.write_text(json.dumps(ours, indent=1) + "\n"))
+        replace(self._record, lambda path: path.write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8"))
 
     def _require_same(self, ours: dict[str, Any]) -> None:
         try:
-            theirs = json.loads(self._record.read_text())
+            theirs = json.loads(self._record.read_bytes())
         except ValueError:
             theirs = None
         if not isinstance(theirs, dict) or theirs.get("sizes") != ours["sizes"]:

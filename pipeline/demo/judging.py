@@ -35,11 +35,11 @@ def write_answers(file: Path, prompts: Sequence[str], answers: dict[str, list[st
         json.dumps({"prompt": prompt} | dict(zip(answers, row, strict=True))) + "\n"
         for prompt, row in zip(prompts, rows, strict=True)
     ]
-    publish(file, lambda path: path.write_text("".join(lines)))
+    publish(file, lambda path: path.write_text("".join(lines), encoding="utf-8"))
 
 
 def judge(file: Path) -> dict[str, Accuracy]:
     """The accuracy of every model in a file of `write_answers`."""
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     names = [name for name in rows[0] if name != "prompt"]
     return {name: Accuracy(sum(is_right(row["prompt"], row[name]) for row in rows), len(rows)) for name in names}

@@ -17,7 +17,7 @@ def make_pairs(file: Path, sampler: Sampler, prompts: Sequence[str], *, answers_
     repeated = [prompt for prompt in prompts for _ in range(answers_per_prompt)]
     answers = sampler.answers(repeated, seed=seed)
     lines = [json.dumps(pair) + "\n" for pair in pairs_of(prompts, answers)]
-    publish(file, lambda path: path.write_text("".join(lines)))
+    publish(file, lambda path: path.write_text("".join(lines), encoding="utf-8"))
 
 
 def pairs_of(prompts: Sequence[str], answers: Sequence[Answer]) -> Iterator[dict[str, str]]:

@@ -110,7 +110,7 @@ class DemoRun:
             make_pairs(
                 file, self._sampler(self.folder.base), self.split.train, answers_per_prompt=count, seed=self.seed
             )
-        with file.open() as lines:
+        with file.open(encoding="utf-8") as lines:
             return sum(1 for _ in lines)
 
     def _score(self, output: Path, **options: Any) -> None:

@@ -35,7 +35,7 @@ def write_page(path: Path, package: str, *, title: str, payload: str) -> None:
     text = _rendered(package, title=title, payload=payload)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, lambda file: file.write_text(text, encoding="utf-8"))
+        replace(path, lambda file: file.write_text(text, encoding="utf-8", errors="backslashreplace"))
     except OSError as error:
         raise UsageError(f"--html {path} cannot be written ({error.strerror})", fix="name another file") from error
 

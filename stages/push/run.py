@@ -43,7 +43,7 @@ def _upload(folder: Path, shards: list[str], text: str, repository: str) -> str:
 
     files = [folder / name for name in (*shards, MANIFEST_NAME, SET_ASIDE_NAME) if (folder / name).is_file()]
     operations = [CommitOperationAdd(path.name, str(path)) for path in files]
-    operations.append(CommitOperationAdd("README.md", text.encode()))
+    operations.append(CommitOperationAdd("README.md", text.encode(errors="backslashreplace")))
     api = HfApi()
     try:
         api.create_commit(repository, operations, commit_message="Reward cache of tgdpo", repo_type="dataset")

@@ -9,9 +9,9 @@ from typing import Any
 from ...data.addresses import is_url
 from ...data.store import Store, open_store
 from ...errors import TrainingError
-from ..settings import parse_yaml
 from ..train.logs import parse_lines
 from ..train.remote import CONFIG, METRICS, RECORD
+from ..yaml_text import parse_yaml
 
 Record = dict[str, Any]
 

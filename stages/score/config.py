@@ -8,6 +8,7 @@ from pydantic import field_validator, model_validator
 
 from ...data.additions import GUIDE_NAME, MAX_SAMPLES
 from ..settings import Settings, option, writable
+from ..yaml_text import TRUTH_WORDS
 from .share import Share
 
 DATA, MODELS, LENGTHS, RUN, ENGINE = "Preference set", "Models", "Lengths", "Run", "Engine"
@@ -163,7 +164,9 @@ class ScoreConfig(Settings):
     @classmethod
     def _from_mapping(cls, given: Any) -> Any:
         if isinstance(given, dict):
-            return tuple(f"{name}={json.dumps(value)}" for name, value in given.items())
+            # A word for true or false is not quoted, so that the engine gets the truth value.
+            texts = {n: v if str(v).lower() in TRUTH_WORDS else json.dumps(v) for n, v in given.items()}
+            return tuple(f"{name}={text}" for name, text in texts.items())
         return given
 
     @field_validator("worker")
@@ -196,9 +199,11 @@ class ScoreConfig(Settings):
         given = [name for name in ("workers", "gpus_per_worker", "address") if getattr(self, name) is not None]
         if given and self.launcher != "ray":
             raise ValueError(f"--{given[0].replace('_', '-')} is for Ray workers; add --launcher ray")
-        planned = self.model_fields_set & {"gpu", "gpus", "utilisation", "gpu_price"}
+        # What --dry-run printed has all options, at their defaults too.
+        names = ("gpu", "gpu_price", "gpus", "utilisation")
+        planned = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
         if planned and not self.plan:
-            name = sorted(planned)[0].replace("_", "-")
+            name = planned[0].replace("_", "-")
             raise ValueError(f"--{name} is what --plan reckons with; add --plan, or --launcher ray to use many GPUs")
         if self.worker and self.launcher == "ray":
             raise ValueError("--worker and --launcher ray are two ways to share the work; choose one")

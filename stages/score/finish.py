@@ -95,7 +95,7 @@ def _set_aside(folder: OutputFolder, finished: list[FinishedShard]) -> Iterator[
 
 
 def _write_lines(path: Path, shards: Iterator[list[SetAsideRow]]) -> None:
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.writelines(row.model_dump_json() + "\n" for rows in shards for row in rows)
 
 

@@ -104,7 +104,7 @@ class OutputFolder:
         """Notes that a process is at a shard. The note stays where the process dies in the block."""
         self.require_ours()
         note = self._work(f"{_begun(shard)}{secrets.token_hex(4)}")
-        note.publish(lambda path: path.write_text("\n"))
+        note.publish(lambda path: path.write_text("\n", encoding="utf-8"))
         try:
             yield
         finally:

@@ -59,7 +59,8 @@ def write_card(
         CITATION,
         "",
     ]
-    (folder / "README.md").write_text("\n".join(text))
+    # A cache may name files whose names are no valid text.
+    (folder / "README.md").write_text("\n".join(text), encoding="utf-8", errors="backslashreplace")
 
 
 def _made_with(history: History, summary: dict[str, Any]) -> dict[str, Any]:

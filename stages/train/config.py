@@ -1,5 +1,6 @@
 """The options of `tgdpo train`. Defaults of loss and optimizer are the paper's."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
@@ -171,7 +172,10 @@ class TrainConfig(Settings):
     logging_steps: int = option(LOGGING, 10, gt=0)
     """Log every N steps; the first and the last step are always logged."""
     eval_fraction: float = option(LOGGING, 0.0, ge=0, lt=1)
-    """Share of the pairs that is held out and evaluated."""
+    """Share of the prompts whose pairs are held out and evaluated; at least one prompt."""
+    eval_split: Literal["prompt", "row"] = option(LOGGING, "prompt", before="row")
+    """prompt holds out all pairs of a prompt or none; row holds out single pairs, so that a prompt with several may be
+    on both sides."""
     eval_steps: int | None = option(LOGGING, None, gt=0)
     """Evaluate every N steps. Default: at the start and the end only."""
     save_steps: int = option(LOGGING, 100, ge=0)
@@ -211,6 +215,21 @@ class TrainConfig(Settings):
     def _defaults_of_the_loss(cls, given: Any) -> Any:
         objective = LOSSES.get(str(given.get("loss"))) if isinstance(given, dict) else None
         return {**objective.defaults, **given} if objective else given
+
+    @classmethod
+    def superseded(cls, written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, str]:
+        """See `Settings.superseded`: a file that names its objective may hold that objective's own defaults, as the
+        config.yaml of every run does."""
+        losses = [str(layer.get("loss")) for layer in (written, given)]
+        if losses[0] == losses[1] or not set(losses) <= LOSSES.keys():
+            return {}
+        defaults = {name: cls.model_fields[name].default for name in LOSS_OPTIONS}
+        before, after = ({**defaults, **LOSSES[loss].defaults} for loss in losses)
+        return {
+            name: f"it is the default of --loss {losses[0]}, and that of {losses[1]} is {after[name]}"
+            for name in LOSS_OPTIONS
+            if name in written and name not in given and written[name] == before[name] != after[name]
+        }
 
     @field_validator("loss")
     @classmethod

@@ -115,7 +115,7 @@ class RunFolder:
         start = self._newest()
         # The record first: a run that is killed between the two has trained nothing, and is known as one to start over.
         self._write_record(history, finished=False)
-        replace(self._config_file, lambda path: path.write_text(self._config.to_yaml()))
+        replace(self._config_file, lambda path: path.write_text(self._config.to_yaml(), encoding="utf-8"))
         if self._remote:
             self._remote.put_logs()
         return start
@@ -290,7 +290,7 @@ class RunFolder:
     def _write_record(self, history: History, **values: Any) -> None:
         record = {"identity": self._identity, "id": self._id, **history.state(), **values}
         content = json.dumps(record, indent=1) + "\n"
-        replace(self._run, lambda path: path.write_text(content))
+        replace(self._run, lambda path: path.write_text(content, encoding="utf-8"))
         if self._remote:
             self._remote.put_record()
 

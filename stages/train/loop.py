@@ -71,12 +71,17 @@ class TrainRun:
             cache,
             seed=config.seed,
             eval_fraction=config.eval_fraction,
+            eval_split=config.eval_split,
             chosen_only=self.objective.chosen_only,
             further=[name for reader in (self.contrast, self.samples) if reader for name in reader.columns],
             vocabulary=source.vocabulary_size,
         )
         if self.order.train_pairs == 0:
-            raise UsageError(f"--eval-fraction {config.eval_fraction} leaves no pair to train on", fix="lower it")
+            held = f", and all {self.order.eval_pairs} pairs are of one prompt" if self.order.eval_prompts == 1 else ""
+            raise UsageError(
+                f"--eval-fraction {config.eval_fraction} leaves no pair to train on{held}",
+                fix="leave it out" if held else "lower it",
+            )
         self.steps_per_epoch = math.ceil(self.order.train_pairs / config.batch_size)
         self.total_steps = config.max_steps or math.ceil(config.epochs * self.steps_per_epoch)
         is_sharded = checkpoint is not None and (checkpoint / SHARDED).is_dir()
@@ -184,7 +189,11 @@ class TrainRun:
         pairs, size = self.order.train_pairs, self.config.batch_size
         parts = [f"{pairs:,} pairs", f"{self.steps_per_epoch:,} steps an epoch", f"{self.total_steps:,} steps in all"]
         if self.order.eval_pairs:
-            parts.insert(1, f"{self.order.eval_pairs:,} held out")
+            prompts = self.order.eval_prompts
+            of = f" ({prompts:,} prompt{'s' if prompts > 1 else ''})" if prompts else ""
+            parts.insert(1, f"{self.order.eval_pairs:,} held out{of}")
+        elif self.config.eval_fraction:
+            warn(f"--eval-fraction {self.config.eval_fraction} of {pairs:,} pairs is none, so nothing is evaluated")
         if pairs % size:
             parts.append(f"an epoch's last step takes the {pairs % size} pairs that are left instead of {size}")
         if self.parallel.count > 1:
@@ -319,7 +328,7 @@ class TrainRun:
         self.step, self.tokens, self.last_record = state["step"], state["tokens"], state["last_record"]
         self.history.resume(self.step, state)
         if self.parallel.is_main:  # the sums of all processes, kept by one
-            self.metrics = MetricSums(**(state["metrics"] or {}))
+            self.metrics = MetricSums.from_json(state["metrics"])
         self.convergence = Convergence(
             self.config.convergence_loss, self.config.convergence_window, state["convergence"]
         )

@@ -5,6 +5,7 @@ SHA-256 of every other file.
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -63,7 +64,7 @@ def mark(folder: Path, state: State) -> None:
     marker = folder / MARKER
     content = {"state_version": _VERSION} | state.values | {"files": state.files}
     # A learning rate may be a tensor.
-    marker.write_text(json.dumps(content, indent=1, default=float))
+    marker.write_text(json.dumps(content, indent=1, default=float), encoding="utf-8")
     for path in (marker, *(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(path)
 
@@ -94,6 +95,14 @@ def parse_state(content: bytes, checkpoint: object) -> State:
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError("no list of files") from error
     return State(values, files)
+
+
+def settings_in(checkpoint: Path) -> dict[str, Any] | None:
+    """The settings of the run that a checkpoint is of; None if there is none, or it is damaged."""
+    with suppress(OSError, ValueError, RecursionError, TrainingError):
+        settings = read_state(checkpoint).values.get("settings")
+        return settings if isinstance(settings, dict) else None
+    return None
 
 
 def _inside(name: str) -> str:

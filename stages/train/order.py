@@ -2,8 +2,8 @@
 to shuffle in a buffer, and a resumed run reads one row group to be where it was. In memory are the row group in work
 and the next, which a thread reads meanwhile.
 
-An epoch goes through the row groups in a seeded order and through each group's pairs in a seeded order. Held-out pairs
-are a seeded choice inside every row group, so their number is known without reading.
+An epoch goes through the row groups in a seeded order and through each group's pairs in a seeded order, those left out
+that are held out (see held_out.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ...data.cache import RewardCache, ScoredPair
 from ...data.read_ahead import read_ahead
+from .held_out import Split, held_out
 
 Rows = npt.NDArray[np.int64]
 
@@ -23,7 +24,8 @@ class PairOrder:
     Args:
         cache: the reward cache.
         seed: decides order and held-out pairs.
-        eval_fraction: share of every row group that is held out.
+        eval_fraction: share of the prompts, or rows, that is held out.
+        eval_split: which of the two, see `held_out`.
         chosen_only: give pairs without their rejected responses.
         further: columns to give as well, see `ScoredPair`.
         vocabulary: the number of token ids that the policy knows, where that is known.
@@ -35,6 +37,7 @@ class PairOrder:
         *,
         seed: int,
         eval_fraction: float,
+        eval_split: Split = "prompt",
         chosen_only: bool = False,
         further: Sequence[str] = (),
         vocabulary: int | None = None,
@@ -45,18 +48,10 @@ class PairOrder:
         self._further = further
         self._vocabulary = vocabulary
         self._groups = cache.row_groups
-        # Rounding the running total, not each group, keeps the overall share right for small groups.
-        ends = np.cumsum([group.rows for group in self._groups])
-        held_until = np.round(ends * eval_fraction).astype(int)
-        self._held_counts = np.diff(held_until, prepend=0)
-        self.eval_pairs = int(held_until[-1]) if len(ends) else 0
+        self._is_held, self.eval_prompts = held_out(cache, seed=seed, fraction=eval_fraction, split=eval_split)
+        self._held_counts = [int(held.sum()) for held in self._is_held]
+        self.eval_pairs = sum(self._held_counts)
         self.train_pairs = len(cache) - self.eval_pairs
-
-    def _split(self, number: int) -> tuple[Rows, Rows]:
-        """Rows of row group `number` that are trained on, and those that are held out."""
-        rows = np.random.default_rng([self._seed, 0, number]).permutation(self._groups[number].rows)
-        held = self._held_counts[number]
-        return np.sort(rows[held:]), np.sort(rows[:held])
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[ScoredPair]:
         """Training pairs of an epoch (from 0) in their order, the first `skip` left out without reading them."""
@@ -70,13 +65,13 @@ class PairOrder:
             if skip >= count:
                 skip -= count
                 continue
-            rows, _ = self._split(number)
+            rows = np.flatnonzero(~self._is_held[number])
             yield number, np.random.default_rng([self._seed, 2, epoch, number]).permutation(rows)[skip:]
             skip = 0
 
     def held_out(self) -> Iterator[ScoredPair]:
         """Evaluation pairs in the cache's order."""
-        held = ((n, self._split(n)[1]) for n in range(len(self._groups)) if self._held_counts[n])
+        held = ((n, np.flatnonzero(self._is_held[n])) for n, count in enumerate(self._held_counts) if count)
         for pairs in read_ahead(self._read, held):
             yield from pairs
 

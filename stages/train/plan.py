@@ -170,7 +170,7 @@ def _reference_bytes(cache: RewardCache, source: ModelSource, size: ModelSize) -
 
 
 def _work(config: TrainConfig, cache: RewardCache, size: ModelSize, lengths: tuple[int, int, int]) -> Work:
-    order = PairOrder(cache, seed=config.seed, eval_fraction=config.eval_fraction)
+    order = PairOrder(cache, seed=config.seed, eval_fraction=config.eval_fraction, eval_split=config.eval_split)
     steps_per_epoch = math.ceil(order.train_pairs / config.batch_size)
     steps = config.max_steps or math.ceil(config.epochs * steps_per_epoch)
     pairs = round(order.train_pairs * steps / max(1, steps_per_epoch))

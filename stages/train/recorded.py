@@ -1,13 +1,15 @@
 """What a run recorded of its options, compared with those of another start."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ...data.addresses import is_url
 from ...data.manifest import differing_fields
 from ...errors import TrainingError
-from ..settings import parse_yaml
+from ..yaml_text import parse_yaml
 from .config import TrainConfig
+from .marker import settings_in
 from .remote import CONFIG, RemoteRun, working_folder
 
 # What may change between two starts of one run: it does not decide the result.
@@ -46,14 +48,15 @@ def options_in(content: bytes) -> tuple[dict[str, Any] | None, str]:
 
 
 def as_begun(config: TrainConfig) -> TrainConfig:
-    """The configuration, for a run that an earlier version began in its output: options that it did not know and that
-    are not set keep doing what that version did. All processes must call it before anything depends on options."""
+    """The configuration, for a run that an earlier version began in its output, or whose checkpoint --resume names:
+    options that it did not know and that are not set keep doing what that version did. All processes must call it
+    before anything depends on options."""
     path = working_folder(config.output)
     if is_url(config.output):
         content = RemoteRun(config.output, path).read(CONFIG)
     else:
         content = (path / CONFIG).read_bytes() if (path / CONFIG).is_file() else None
-    options, _ = options_in(content) if content else (None, "")
+    options, _ = options_in(content) if content else (settings_in(Path(config.resume).expanduser()), "")
     return config.as_begun(options) if options else config
 
 

@@ -13,7 +13,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from ...data.addresses import is_url
+from ...data.addresses import is_url, local_path
 from ...data.object_store import ObjectStore
 from ...errors import StorageError
 from .marker import MARKER, parse_state
@@ -26,9 +26,10 @@ _KEPT = (CONFIG, METRICS, PAIRS, f"{_LOGS}/tracker_id")
 
 
 def working_folder(output: str) -> Path:
-    """The folder that a run works in: its output, or one in the temporary folder that belongs to the output's URL."""
+    """The folder that a run works in: its output, or one in the temporary folder that belongs to the output's URL.
+    Raises as `local_path`."""
     if not is_url(output):
-        return Path(output).expanduser()
+        return local_path(output)
     address = output.rstrip("/")
     name = address.rpartition("/")[2]
     return _private() / hashlib.sha256(address.encode()).hexdigest()[:16] / name

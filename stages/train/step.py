@@ -33,7 +33,7 @@ class Seen(NamedTuple):
     times: list[int]
     """How often each pair of the batch was trained on."""
     loss: float
-    """Mean over the pairs."""
+    """Mean over the pairs, or over their chosen tokens."""
 
 
 class StepRunner:
@@ -162,14 +162,14 @@ class StepRunner:
         """Losses [B] of one pass. `seen` [3, all pairs] gets how often, how often not finite, and the loss."""
         chosen, rejected = self._responses([pairs[i] for i in one.pairs], batch)
         output = self._loss(chosen, rejected, self._settings)
+        losses = output.losses
         if self._per_token:
-            tokens = sum(len(pair.ids.chosen) for pair in pairs)
-            output = output._replace(losses=output.losses * (len(pairs) / tokens))
+            losses = losses * (len(pairs) / sum(len(pair.ids.chosen) for pair in pairs))
         if one.counts:
-            losses = output.losses.detach()
-            seen[:, one.pairs] += torch.stack([torch.ones_like(losses), (~torch.isfinite(losses)).float(), losses])
-            metrics.add(output, chosen, rejected)
-        return output.losses
+            found = losses.detach()
+            seen[:, one.pairs] += torch.stack([torch.ones_like(found), (~torch.isfinite(found)).float(), found])
+            metrics.add(output, chosen, rejected, per_token=self._per_token)
+        return losses
 
     def _responses(self, pairs: Sequence[ScoredPair], batch: Batch) -> tuple[ResponseTokens, ResponseTokens]:
         """Forward of one pass: chosen and rejected."""

@@ -64,8 +64,8 @@ def _names(config: TrainConfig, output: Path) -> dict[str, dict[str, Any]]:
     known = id_file.is_file()
     if not known:
         id_file.parent.mkdir(parents=True, exist_ok=True)
-        id_file.write_text(uuid.uuid4().hex)
+        id_file.write_text(uuid.uuid4().hex, encoding="utf-8")
     return {
-        "wandb": {"name": name, "id": id_file.read_text(), "resume": "allow"},
+        "wandb": {"name": name, "id": id_file.read_text(encoding="utf-8"), "resume": "allow"},
         "trackio": {"name": name, "resume": "allow" if known else "never"},
     }

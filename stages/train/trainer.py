@@ -45,13 +45,16 @@ class TGDPOConfig(TrainConfig):
     @model_validator(mode="before")
     @classmethod
     def _take_trl_names(cls, values: dict[str, Any]) -> dict[str, Any]:
-        values = {_TRL_NAMES.get(name, name): value for name, value in values.items()}
+        values = dict(values)
+        for theirs in _TRL_NAMES.keys() & values.keys():
+            _set_once(values, _TRL_NAMES[theirs], values.pop(theirs), theirs)
         for precision in ("bf16", "fp16"):
             if values.pop(precision, False):
-                values["mixed_precision"] = precision
+                _set_once(values, "mixed_precision", precision, precision)
         sizes = [values.pop(name, None) for name in ("per_device_train_batch_size", "gradient_accumulation_steps")]
         if sizes[0] is not None:
-            values["batch_size"] = sizes[0] * (sizes[1] or 1) * int(os.environ.get("WORLD_SIZE", "1"))
+            size = sizes[0] * (sizes[1] or 1) * int(os.environ.get("WORLD_SIZE", "1"))
+            _set_once(values, "batch_size", size, "per_device_train_batch_size")
         elif sizes[1] is not None:
             raise ValueError("gradient_accumulation_steps without per_device_train_batch_size; set batch_size")
         if values.get("max_steps") == -1:
@@ -59,6 +62,11 @@ class TGDPOConfig(TrainConfig):
         if isinstance(values.get("report_to"), str):
             values["report_to"] = (values["report_to"],)
         return values
+
+
+def _set_once(values: dict[str, Any], name: str, value: Any, given_as: str) -> None:
+    if values.setdefault(name, value) != value:
+        raise ValueError(f"{given_as} and another option set {name} to {value} and to {values[name]}; set it once")
 
 
 class TGDPOTrainer:

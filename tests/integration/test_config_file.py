@@ -150,6 +150,7 @@ def train_values(cache: Path, models: Models, output: Path) -> Values:
         "use_bnb_nested_quant": True,
         "logging_steps": 1,
         "eval_fraction": 0.2,
+        "eval_split": "row",
         "eval_steps": 1,
         "save_steps": 1,
         "keep_checkpoints": 2,
@@ -232,6 +233,8 @@ class TestDryRun:
         assert yaml.safe_load(result.stdout)["max_length"] == ScoreConfig.model_fields["max_length"].default
         assert result.stderr == ""
         assert not (tmp_path / "c").exists()
+        (tmp_path / "printed.yaml").write_text(result.stdout)
+        assert ok("score", "--config", tmp_path / "printed.yaml", "--dry-run").stdout == result.stdout
 
     def test_a_wrong_value_is_still_refused(self, run_cli: Cli) -> None:
         result = run_cli("train", "--cache", "c", "--model", "m", "--output", "o", "--beta", -1, "--dry-run")
@@ -266,6 +269,32 @@ class TestFile:
         ok("train", "--config", tmp_path / "c.yaml", *needed)
         values = resolved(tmp_path / "run")
         assert (values["lora_target_modules"], values["report_to"]) == (["q_proj"], ["tensorboard"])
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("beta: 0.1\nalpha: 1.0\nbeta: 0.5", "line 3 sets 'beta' again, after line 1"),
+            ("learning_rate: 1e-5\nlearning-rate: 2e-5", "line 2 sets 'learning-rate' again, after line 1"),
+            ("train:\n  beta: 1\n  beta: 1", "line 3 sets 'beta' again, after line 2"),
+            ("lora_rank: yes", "--lora-rank yes: should be a valid integer"),
+            ("lora_rank: true", "--lora-rank True: should be a number, not a truth value"),
+            ("f_clip: on", "--f-clip on: should be a valid number"),
+            ("epochs: 1:30", "--epochs 1:30: should be a valid number"),
+            ("batch_size: 0b11", "--batch-size 0b11: should be a valid integer"),
+        ],
+    )
+    def test_what_can_be_read_in_two_ways_is_refused(self, text: str, says: str, run_cli: Cli, tmp_path: Path) -> None:
+        (tmp_path / "c.yaml").write_text(text)
+        command = ["train", "--config", tmp_path / "c.yaml", "--cache", "c", "--model", "m", "--output", "o"]
+        refused = run_cli(*command, "--dry-run")
+        assert (refused.code, refused.stdout) == (2, "")
+        assert says in refused.error
+
+    def test_the_file_of_a_run_serves_another_objective(self, ok: Cli, needed: list[object], tmp_path: Path) -> None:
+        ok("train", *needed, "--loss", "dpo")
+        again = ok("train", "--config", tmp_path / "run" / "config.yaml", "--loss", "simpo", "--output", tmp_path / "s")
+        assert resolved(tmp_path / "s")["beta"] == 2.5
+        assert "--beta 0.1 in the file counts as not set" in again.stderr
 
     def test_one_file_serves_both_commands(self, ok: Cli, models: Models, pairs_file: Path, tmp_path: Path) -> None:
         content = {

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from accelerate.utils import AutocastKwargs
-from support import Cli, Models, make_models
+from support import STANDARD_ROWS, Cli, Models, make_models, write_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -438,10 +438,32 @@ class TestResume:
         assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_share_that_is_no_prompt_or_all_of_them(
+    ok: Cli, run_cli: Cli, cache: Path, models: Models, tmp_path: Path
+) -> None:
+    call = ["train", "--cache", cache, "--model", models.reference, "--batch-size", 8, "--eval-fraction"]
+    done = ok(*call, 0.005, "--output", tmp_path / "one")
+    assert "18 pairs, 2 held out (1 prompt)" in done.stderr
+    assert [record["step"] for record in records_of(tmp_path / "one") if "eval_loss" in record] == [0, 3]
+    told = ok(*call, 0.005, "--output", tmp_path / "none", "--eval-split", "row").stderr
+    assert "warning: --eval-fraction 0.005 of 20 pairs is none, so nothing is evaluated" in told
+    refused = run_cli(*call, 0.99, "--output", tmp_path / "all")
+    assert refused.code == 2
+    assert refused.error == "tgdpo: --eval-fraction 0.99 leaves no pair to train on: lower it"
+    one_prompt = tmp_path / "one-prompt"
+    rows = [{**row, "prompt": "Say something."} for row in STANDARD_ROWS]
+    ok("score", "--dataset", write_rows(tmp_path / "rows.jsonl", rows), "--reference", models.reference,
+       "--output", one_prompt)  # fmt: skip
+    refused = run_cli("train", "--cache", one_prompt, *call[3:], 0.005, "--loss", "dpo", "--output", tmp_path / "all")
+    assert refused.error == (
+        "tgdpo: --eval-fraction 0.005 leaves no pair to train on, and all 20 pairs are of one prompt: leave it out"
+    )
+
+
 def test_the_uneven_tail_is_told(ok: Cli, cache: Path, models: Models, tmp_path: Path) -> None:
     result = ok("train", "--cache", cache, "--model", models.reference, "--output", tmp_path / "run", "--batch-size", 6,
                 "--eval-fraction", 0.1, "--epochs", 2, "--log-pairs")  # fmt: skip
-    told = "18 pairs, 2 held out, 3 steps an epoch, 6 steps in all"
+    told = "18 pairs, 2 held out (1 prompt), 3 steps an epoch, 6 steps in all"
     assert f"training: {told}\n" in result.stderr
     result = ok("train", "--cache", cache, "--model", models.reference, "--output", tmp_path / "other", "--batch-size",
                 8, "--log-pairs")  # fmt: skip

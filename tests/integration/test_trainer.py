@@ -186,11 +186,27 @@ class TestConfig:
         assert args.model_dump() == expected.model_dump()
 
     @pytest.mark.parametrize(
-        "options", [{"no_such_option": 1}, {"beta": -1}, {"gradient_accumulation_steps": 4}, {"max_prompt_length": 3}]
+        "options",
+        [
+            {"no_such_option": 1},
+            {"beta": -1},
+            {"gradient_accumulation_steps": 4},
+            {"max_prompt_length": 3},
+            {"lora_rank": True},
+            {"output": "other"},
+            {"epochs": 1, "num_train_epochs": 2},
+            {"bf16": True, "fp16": True},
+            {"bf16": True, "mixed_precision": "no"},
+            {"batch_size": 8, "per_device_train_batch_size": 4},
+        ],
     )
     def test_unknown_or_wrong_ones_are_refused(self, options: dict[str, Any]) -> None:
         with pytest.raises(ValidationError):
             TGDPOConfig(output_dir="o", **options)
+
+    def test_two_names_may_say_the_same(self) -> None:
+        args = TGDPOConfig(output_dir="o", output="o", bf16=True, mixed_precision="bf16")
+        assert (args.output, args.mixed_precision) == ("o", "bf16")
 
 
 def test_the_script_in_docs(models: Models, pairs_file: Path, tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 """Which engine runs the models, and with which arguments, from what the user asked for."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 
 from ....errors import TgdpoError, UsageError
 from ...models import ModelSource
-from ...settings import parse_yaml
+from ...yaml_text import TRUTH_WORDS, parse_yaml
 from . import NAMED_ARGUMENTS, argument_option
 
 AUTO = "auto"
@@ -88,11 +89,15 @@ def _value(text: str, whole: str) -> Any:
     try:
         value = parse_yaml(text)
     except ValueError as error:
-        raise UsageError(f"--engine-arg {whole}: the value is {error}", fix="quote it") from error
-    if isinstance(value, str):
-        # YAML reads 1e-5, without a dot, as text.
-        try:
-            return float(value)
-        except ValueError:
-            return value
+        raise UsageError(
+            f"--engine-arg {whole}: the value is {error}", fix="correct it, or quote it where it is text"
+        ) from error
+    if not isinstance(value, str):
+        return value
+    # What an argument takes is not known here: unquoted words for true and false are that, as in YAML 1.1.
+    if (word := text.strip().lower()) in TRUTH_WORDS:
+        return TRUTH_WORDS[word]
+    for number in (int, float):  # also 1_000 and nan, which YAML 1.2 takes for text
+        with suppress(ValueError):
+            return number(value)
     return value

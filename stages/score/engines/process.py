@@ -64,7 +64,9 @@ class ProcessEngine(Engine):
                 stderr=descriptor,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+                | {"PYTHONIOENCODING": "utf-8:backslashreplace"}  # of its log, whatever the locale
                 | self.environment(spec),
             )  # fmt: skip
         finally:

@@ -198,7 +198,8 @@ def describe() -> Description:
     done = subprocess.run(
         [sys.executable, "-c", _DESCRIBE],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"},
     )
     if done.returncode:

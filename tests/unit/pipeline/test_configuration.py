@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import yaml
@@ -77,6 +77,15 @@ class TestBuild:
             ({"name": "a", "many": 3}, ["--many 3"]),
             ({"name": "a", "rate": [1]}, ["--rate […]", "valid number"]),
             ({"name": None}, ["--name None"]),
+            ({"name": "a", "rate": True}, ["--rate True", "a number, not a truth value"]),
+            ({"name": "a", "count": False}, ["--count False", "a number, not a truth value"]),
+            ({"name": "a", "count": "yes"}, ["--count yes", "valid integer"]),
+            ({"name": "a", "rate": "on"}, ["--rate on", "valid number"]),
+            ({"name": "a", "rate": "1:30"}, ["--rate 1:30", "valid number"]),
+            ({"name": "a", "active": "maybe"}, ["--active maybe", "valid boolean"]),
+            ({"name": "a", "active": 2}, ["--active 2", "valid boolean"]),
+            ({"name": "\udce6"}, ["--name", "not valid UTF-8", "PYTHONUTF8=1"]),
+            ({"name": "a", "many": ["b", "\udce6"]}, ["--many", "not valid UTF-8"]),
         ],
     )
     def test_what_does_not_fit_is_named_with_what_would(self, values: dict[str, Any], says: list[str]) -> None:
@@ -104,6 +113,14 @@ class TestYaml:
             ("active: no", "active", False),
             ("active: yes", "active", True),
             ("active: true", "active", True),
+            ("active: off", "active", False),
+            ("active: On", "active", True),
+            ("active: 1", "active", True),
+            ("many: [yes, 2026-01-01]", "many", ("yes", "2026-01-01")),
+            ("count: 010", "count", 10),  # 8 in YAML 1.1
+            ("count: 0x10", "count", 16),
+            ("count: 1_000", "count", 1000),
+            ("count: 1e3", "count", 1000),
             ("count:", "count", None),
             ("many: x", "many", ("x",)),
             ("many: [x, y]", "many", ("x", "y")),
@@ -133,8 +150,12 @@ class TestYaml:
             (b"[a]: 1\n[b]: 2", "not valid YAML"),
             (b"a: " + b"[" * 10_000, "not valid YAML"),
             (b"x: !!python/object/apply:os.getcwd []", "not valid YAML"),
-            (b"x: &a 2020-99-99", "not valid YAML"),
+            (b"x: !!timestamp 2020-99-99", "not valid YAML"),
             (b'x: "\\Ufffffff0"', "not valid YAML"),
+            (b"rate: 1\nname: a\nrate: 2", "not valid YAML, line 3 sets 'rate' again, after line 1: correct the file"),
+            (b"learning-rate: 1\nlearning_rate: 2", "line 2 sets 'learning_rate' again, after line 1"),
+            (b"train:\n  beta: 1\n  beta: 1", "line 3 sets 'beta' again, after line 2"),
+            (b"train:\n  beta: 1\nscore: {}\ntrain:\n  beta: 2", "line 4 sets 'train' again, after line 1"),
         ],
     )
     def test_anything_else_is_refused(self, content: bytes, says: str, path: Path) -> None:
@@ -162,6 +183,51 @@ class TestYaml:
             build(Small, {"name": "a", "rate": rate})
         assert len(str(error.value)) < 100
         assert time.monotonic() - start < 5
+
+
+class TestSuperseded:
+    """Defaults that a run wrote down are no wishes for another objective."""
+
+    NEEDED: ClassVar = {"cache": "c", "model": "m", "output": "o"}
+
+    @pytest.mark.parametrize(
+        ("first", "second", "beta"), [("dpo", "simpo", 2.5), ("simpo", "dpo", 0.1), ("tgdpo", "sepo", 1.0),
+                                      ("sepo", "simpo", 2.5), ("simpo", "sft", 0.1), ("dpo", "ipo", 0.1)]
+    )  # fmt: skip
+    def test_another_objective_has_its_own_default(
+        self, first: str, second: str, beta: float, path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path.write_text(TrainConfig(**self.NEEDED, loss=first).to_yaml())
+        assert build(TrainConfig, read_yaml(path), {"loss": second}).beta == beta
+        told = capsys.readouterr().err.splitlines()
+        before = TrainConfig(**self.NEEDED, loss=first).beta
+        expected = f"--beta {before} in the file counts as not set: it is the default of --loss {first}, and that of "
+        assert told == ([] if beta == before else [f"{expected}{second} is {beta}"])
+
+    @pytest.mark.parametrize(
+        ("written", "given", "beta"),
+        [
+            ({"loss": "dpo", "beta": 0.3}, {"loss": "simpo"}, 0.3),
+            ({"loss": "dpo", "beta": 0.1}, {"loss": "simpo", "beta": 0.1}, 0.1),
+            ({"loss": "dpo", "beta": 0.1}, {"loss": "dpo"}, 0.1),
+            ({"loss": "simpo", "beta": 0.1}, {}, 0.1),
+            ({"loss": "simpo", "beta": 0.1}, {"loss": "sepo"}, 0.1),
+            ({"beta": 0.1}, {"loss": "simpo"}, 0.1),  # by hand: a record names its objective
+        ],
+    )
+    def test_what_somebody_has_set_stays(
+        self,
+        written: dict[str, Any],
+        given: dict[str, Any],
+        beta: float,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        assert build(TrainConfig, self.NEEDED | written, given).beta == beta
+        assert capsys.readouterr().err == ""
+
+    def test_an_unknown_objective_is_refused_as_ever(self) -> None:
+        with pytest.raises(UsageError, match="no objective nonsense"):
+            build(TrainConfig, self.NEEDED | {"loss": "dpo", "beta": 0.1}, {"loss": "nonsense"})
 
 
 class TestSection:
@@ -216,6 +282,7 @@ class TestRun:
             ({"score": {}, "train": {}, "scoer": {}}, "unknown key 'scoer': did you mean 'score'"),
             ({"beta": 1}, "unknown key 'beta'"),
             ({"score": {}, "train": {}}, "--dataset is missing"),
+            ({"score": {"dataset": "d", "output": "o", "limit": True}, "train": {}}, "--limit True: .* not a truth"),
             ({"score": {"dataset": "d", "output": "o"}, "train": {"output": "o"}}, "--model is missing"),
         ],
     )

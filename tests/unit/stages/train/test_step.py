@@ -104,3 +104,59 @@ def test_processes_that_wait_for_one_another_do_not_try_again(
     monkeypatch.setattr(parallel, "count", 2)
     with pytest.raises(TrainingError, match="a smaller --batch-tokens"):
         step(parallel, SmallDevice(20), pairs, TokenBudget(60, None))
+
+
+PLAIN = [name for name, objective in LOSSES.items() if not objective.needs_guides and not objective.needs_reference]
+
+
+@pytest.mark.parametrize("objective", PLAIN)
+def test_an_evaluation_is_one_number_however_pairs_are_batched(
+    objective: str, parallel: Parallel, pairs: list[ScoredPair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sft's loss is a mean over tokens, all others over pairs; the pairs have unequal numbers of tokens."""
+    monkeypatch.setattr(parallel, "_reduced", lambda values, _: values)
+    is_sft = LOSSES[objective].chosen_only
+    if is_sft:
+        pairs = [pair.without_rejected() for pair in pairs]
+
+    def evaluated(batch_size: int, batch_tokens: int, processes: int) -> dict[str, float]:
+        of_all = MetricSums()
+        for rank in range(processes):
+            monkeypatch.setattr(parallel, "count", processes)
+            monkeypatch.setattr(parallel, "rank", rank)
+            runner = StepRunner(parallel, SmallDevice(10**6), LOSSES[objective].load(), LossSettings(),
+                                budget=TokenBudget(batch_tokens, None), layout="packed", per_token=is_sft)  # fmt: skip
+            metrics = MetricSums()
+            for start in range(0, len(pairs), batch_size):
+                runner.evaluate(pairs[start : start + batch_size], metrics)
+            of_all.merge(metrics.of_all(parallel))
+        return of_all.means()
+
+    expected = evaluated(6, 10**6, 1)
+    for ways in [(1, 10**6, 1), (4, 10**6, 1), (6, 20, 1), (4, 10**6, 2), (5, 20, 3)]:
+        assert evaluated(*ways) == pytest.approx(expected, rel=1e-5), ways
+    if is_sft:
+        tokens = sum(len(pair.ids.chosen) for pair in pairs)
+        assert expected["loss"] == pytest.approx(-expected["logps/chosen"] * len(pairs) / tokens)
+
+
+def test_the_logged_loss_of_several_sft_steps_is_that_of_their_tokens(
+    parallel: Parallel, pairs: list[ScoredPair]
+) -> None:
+    pairs = [pair.without_rejected() for pair in pairs]
+    logged = []
+    for batch_size in (1, 2, 6):
+        runner = StepRunner(parallel, SmallDevice(10**6), LOSSES["sft"].load(), LossSettings(),
+                            budget=TokenBudget(None, None), layout="packed", per_token=True)  # fmt: skip
+        metrics, losses = MetricSums(), []
+        for start in range(0, len(pairs), batch_size):
+            losses.append(runner.backward(pairs[start : start + batch_size], metrics).loss)
+        logged.append(metrics.means()["loss"])
+    assert logged == pytest.approx([logged[0]] * 3, rel=1e-6)
+    assert losses == pytest.approx([logged[0]], rel=1e-6), "one step has the loss that is logged of it"
+
+
+def test_sums_that_0_1_0_saved_are_taken_on() -> None:
+    saved = {"pairs": 2, "pair_sums": {"loss": 3.0, "phi": 1.0}, "tokens": 4, "f_sum": 4.0, "f_negative": 0}
+    assert MetricSums.from_json(saved).means()["loss"] == 1.5
+    assert MetricSums.from_json(None).means() == {}

@@ -69,7 +69,8 @@ def test_auto_without_a_vllm_that_works(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_arguments_are_read_as_yaml() -> None:
-    further = ("block_size=32", "async-scheduling=false", "kv_cache_dtype=fp8", "x=1e-5", "y={a: [1, 2]}", "z=a=b")
+    further = ("block_size=32", "async-scheduling=false", "kv_cache_dtype=fp8", "x=1e-5", "y={a: [1, 2]}", "z=a=b",
+               "no=No", "on=on", "quoted='no'", "count=1_000", "base=010")  # fmt: skip
     assert engine_arguments(NO_OPTIONS | {"quantization": "fp8"}, further) == {
         "quantization": "fp8",
         "block_size": 32,
@@ -78,6 +79,11 @@ def test_arguments_are_read_as_yaml() -> None:
         "x": 1e-5,
         "y": {"a": [1, 2]},
         "z": "a=b",
+        "no": False,
+        "on": True,
+        "quoted": "no",
+        "count": 1000,
+        "base": 10,
     }
 
 
@@ -88,6 +94,7 @@ def test_arguments_are_read_as_yaml() -> None:
         (("a=1", "a=2"), "--engine-arg a is given twice"),
         (("quantization=awq",), "--quantization is given twice"),
         (("a={",), "not valid YAML"),
+        (("a={b: 1, b: 2}",), "line 1 sets 'b' again, after line 1: correct it"),
     ],
 )
 def test_arguments_that_cannot_be_read(further: tuple[str, ...], message: str) -> None:
@@ -96,9 +103,9 @@ def test_arguments_that_cannot_be_read(further: tuple[str, ...], message: str) -
 
 
 def test_a_mapping_in_yaml_is_the_same_as_flags() -> None:
-    given = {"dataset": "d", "output": "o", "engine_arg": {"block_size": 32, "compilation_config": {"mode": 0}}}
-    config = build(ScoreConfig, given)
-    assert engine_arguments(NO_OPTIONS, config.engine_arg) == given["engine_arg"]
+    arguments = {"block_size": 32, "compilation_config": {"mode": 0}, "eager": True, "text": "a b"}
+    config = build(ScoreConfig, {"dataset": "d", "output": "o", "engine_arg": arguments | {"compile": "no"}})
+    assert engine_arguments(NO_OPTIONS, config.engine_arg) == arguments | {"compile": False}
 
 
 OWN_ENGINE = """
