@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
+from ...data.chat_template import TEMPLATE_COLUMNS
 from ...data.manifest import AddedGuide, Fingerprint, RewardKind
 from ...data.preferences import PreferenceSet
 from ...data.rendering import Columns, Renderer
 from ...data.tokenization import (
     LengthLimits,
     PairTokenizer,
-    adds_bos,
+    begin_of_text_string,
     control_tokens,
     vocabulary_hash,
 )
@@ -195,10 +196,10 @@ class FreshPlan(ScorePlan):
         """Renders the rows with the plan's tokenizer."""
         return Renderer(
             self.tokenizer,
-            Columns(self.config.prompt_column, self.config.chosen_column, self.config.rejected_column),
+            _columns(self.config),
             control_tokens=control_tokens(self.tokenizer),
             end_of_turn=self.tokenizer.eos_token,
-            begin_of_text=self.tokenizer.bos_token if adds_bos(self.tokenizer) else "",
+            begin_of_text=begin_of_text_string(self.tokenizer),
             allow_control_tokens=self.config.allow_control_tokens,
         )
 
@@ -234,7 +235,11 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
 
         return plan_reuse(config, device=device, weights=weights)
     preferences = PreferenceSet(
-        str(config.dataset), split=config.split, config_name=config.dataset_config, limit=config.limit
+        str(config.dataset),
+        split=config.split,
+        config_name=config.dataset_config,
+        limit=config.limit,
+        columns=(*_columns(config), *TEMPLATE_COLUMNS),
     )
     find = partial(resolve, trust_remote_code=config.trust_remote_code, weights=weights)
     guidance = find_guidance(config.guidance, "--guidance", find) if config.guidance else None
@@ -275,6 +280,10 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
     if weights:
         plan.require_engine_fits()
     return plan
+
+
+def _columns(config: ScoreConfig) -> Columns:
+    return Columns(config.prompt_column, config.chosen_column, config.rejected_column)
 
 
 def _limits(config: ScoreConfig, sources: list[ModelSource]) -> LengthLimits:

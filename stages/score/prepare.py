@@ -100,6 +100,9 @@ def _prepare_shards(plan: FreshPlan, folder: OutputFolder, wanted: Callable[[int
     """Reads the whole set once; prepares those `wanted` shards that are not there."""
     renderer, tokenizer = plan.renderer(), plan.pair_tokenizer()
     batches = ahead(_batches(plan.preferences, plan.config.pairs_per_shard), BATCHES_AHEAD)
+    notes: list[str] = []
+    for note in plan.preferences.notes:
+        log(note)
     rows = 0
     with meter("tokenising", len(plan.preferences) or None) as progress, Writer() as writer:
         for shard, numbered in groupby(batches, itemgetter(0)):
@@ -114,6 +117,7 @@ def _prepare_shards(plan: FreshPlan, folder: OutputFolder, wanted: Callable[[int
                 _learn_columns(renderer, batch)
                 if builder:
                     builder.add(batch)
+                    notes = _said_once(renderer, notes)
                 rows += len(batch)
                 progress.advance(len(batch))
                 writer.check()
@@ -135,6 +139,15 @@ def _batches(preferences: Iterable[Row], pairs_per_shard: int) -> Iterator[tuple
                 return
             left -= len(batch)
             yield shard, batch
+
+
+def _said_once(renderer: Renderer, said: list[str]) -> list[str]:
+    """Logs the renderer's notes once there are some."""
+    notes = said or renderer.notes
+    if notes is not said:
+        for note in notes:
+            log(note)
+    return notes
 
 
 def _learn_columns(renderer: Renderer, batch: list[Row]) -> None:

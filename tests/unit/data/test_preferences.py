@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from support import CHAT_ROWS, STANDARD_ROWS, write_rows
 
-from tgdpo.data.preferences import MAX_ROW_BYTES, PreferenceSet
+from tgdpo.data.preferences import PreferenceSet
+from tgdpo.data.row_files import MAX_ROW_BYTES
 from tgdpo.errors import DataError, UsageError
 
 Writer = Callable[[Path], Path]

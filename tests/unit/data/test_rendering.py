@@ -10,7 +10,7 @@ from trl.data_utils import extract_prompt
 
 from tgdpo.data.preferences import Row
 from tgdpo.data.rendering import MAX_CHARACTERS, Columns, Reason, Rendered, Renderer, SetAside
-from tgdpo.data.tokenization import adds_bos, control_tokens
+from tgdpo.data.tokenization import begin_of_text_string, control_tokens
 from tgdpo.errors import DataError, ModelError
 
 PLAIN = make_tokenizer(chat=False)
@@ -28,7 +28,7 @@ def renderer(tokenizer: Any, columns: Columns | None = None, **options: Any) -> 
         columns or Columns(),
         control_tokens=control_tokens(tokenizer),
         end_of_turn=tokenizer.eos_token,
-        begin_of_text=tokenizer.bos_token if adds_bos(tokenizer) else "",
+        begin_of_text=begin_of_text_string(tokenizer),
         **options,
     )
 
