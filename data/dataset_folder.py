@@ -160,7 +160,9 @@ def _of_one_format(files: list[Path]) -> tuple[list[Path], list[str]]:
     # JSON Lines have three names, which are one format.
     one_format = {".json", ".jsonl", ".ndjson"} if best in (".json", ".jsonl", ".ndjson") else {best}
     kept = [path for path in files if bare_suffix(path) in one_format]
-    others = [f"{count} {suffix} file{'s' * (count > 1)}" for suffix, count in counts.items() if suffix not in one_format]
+    others = [
+        f"{count} {suffix} file{'s' * (count > 1)}" for suffix, count in counts.items() if suffix not in one_format
+    ]
     return kept, others
 
 
@@ -205,7 +207,7 @@ def _choose(folder: Path, configurations: dict[str, dict[str, Any]], name: str |
         )
     if further := sorted(configurations[name].keys() - READ_PARAMETERS):
         raise DataError(
-            f"--dataset {folder}: its README.md sets {', '.join(further)} for the configuration {name}, which is not read",
+            f"--dataset {folder}: its README.md sets {', '.join(further)} for configuration {name}, which is not read",
             fix="save the set as JSON Lines or Parquet (datasets.load_dataset, then to_parquet)",
         )
     return name

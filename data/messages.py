@@ -109,7 +109,9 @@ def _kind(kind: Any) -> str:
 
 def calls(message: dict[str, Any]) -> bool:
     """Whether a message is the assistant's and calls tools."""
-    return message["role"] == "assistant" and isinstance(message.get("tool_calls"), list) and bool(message["tool_calls"])
+    return (
+        message["role"] == "assistant" and isinstance(message.get("tool_calls"), list) and bool(message["tool_calls"])
+    )
 
 
 def text_of(message: dict[str, Any]) -> str:

@@ -32,18 +32,19 @@ ADVICE = {
     Reason.BAD_MESSAGE: f"convert the rows: {FORMS}",
     Reason.EMPTY_RESPONSE: "remove these rows",
     Reason.EMPTY_PROMPT: "remove these rows, or name the column of the prompts with --prompt-column",
-    Reason.NO_COMMON_PREFIX: "name the column of the prompts with --prompt-column, or begin both responses with the prompt",
+    Reason.NO_COMMON_PREFIX: "name the prompts' column with --prompt-column, or begin both responses with the prompt",
     Reason.SAME_RESPONSES: "remove these rows",
     Reason.LONE_SURROGATE: "save the text as valid Unicode",
-    Reason.CONTROL_TOKEN: "remove these tokens from the text, or keep them with --allow-control-tokens if the rows were "
-    "rendered with a chat template",
-    Reason.TEMPLATE: "write the conversations as the chat template takes them (the text of a system message, for example, "
-    "into the first user message), or name a tokenizer with another template (--tokenizer)",
+    Reason.CONTROL_TOKEN: "remove these tokens from the text, or keep them with --allow-control-tokens if the rows "
+    "were rendered with a chat template",
+    Reason.TEMPLATE: "write the conversations as the chat template takes them (the text of a system message, for "
+    "example, into the first user message), or name a tokenizer with another template (--tokenizer)",
     Reason.PROMPT_TOO_LONG: "cut the prompts with --max-prompt-length N, or raise --max-length",
     Reason.TOO_LONG: "cut the responses with --max-length N, or use models with a longer context",
-    Reason.NON_FINITE: "check the models' weights for NaN; numbers that overflow in float16 need --dtype bfloat16 or float32",
+    Reason.NON_FINITE: "check the weights of {models} for NaN; if numbers overflow in float16, use --dtype bfloat16 "
+    "or float32",
 }
-"""What to do where rows are set aside for this reason."""
+"""What to do where rows are set aside for this reason. `{models}` stands for the names of the models."""
 
 
 class SetAside(Exception):  # noqa: N818  (a verdict on one row, not an error of the run)

@@ -156,7 +156,7 @@ class PairTokenizer:
 
     def _pair(self, text: Rendered, chosen: Any, rejected: Any) -> TokenizedPair:
         chosen_ids, rejected_ids = chosen[0], rejected[0]
-        start = min(self._tokens_inside(*each, text.prompt) for each in (chosen, rejected))
+        start = min(self._tokens_inside(ids, offsets, text.prompt) for ids, offsets in (chosen, rejected))
         while chosen_ids[:start] != rejected_ids[:start]:
             start -= 1
         prompt, chosen_ids, rejected_ids = chosen_ids[:start], chosen_ids[start:], rejected_ids[start:]

@@ -108,6 +108,11 @@ class ScorePlan(ABC):
         """All guidance models that are to be run."""
         return [*([self.guidance] if self.guidance else []), *(guide.source for guide in self.added)]
 
+    @property
+    def model_names(self) -> str:
+        """The models that are run, as they were named."""
+        return " and ".join(dict.fromkeys(source.name for source in (self.reference, *self.guides)))
+
     def reward_kind_of(self, role: str) -> RewardKind:
         """What the scores of a pass are; "none" of the reference's."""
         kinds = {guide.role: reward_kind(guide.source) for guide in self.added}

@@ -63,13 +63,17 @@ class SetAsideCount:
             if len(examples) < EXAMPLES:
                 examples.append(row)
 
-    def require_few(self, rows_read: int, limit: float) -> None:
-        """Raises DataError where more than `limit` of the rows read are set aside, or all of them."""
+    def require_few(self, rows_read: int, limit: float, models: str = "the models") -> None:
+        """Raises DataError where more than `limit` of the rows read are set aside, or all of them.
+
+        `models` names those whose scores may not be finite.
+        """
         total = self.reasons.total()
         share = total / rows_read
         if share <= limit and total < rows_read:
             return
         advice = "; ".join(dict.fromkeys(ADVICE[Reason(reason)] for reason, _ in self.reasons.most_common(ADVISED)))
+        advice = advice.format(models=models)
         if total < rows_read:
             advice += f"; or allow more than {limit * 100:.4g}% with --max-set-aside {_round_up(share)}"
         raise DataError(f"{total} of {rows_read} rows cannot be used ({self})", fix=advice)
