@@ -5,6 +5,7 @@ Folders below it that tgdpo wrote (caches, runs …) are no data, and of several
 
 import glob
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -55,7 +56,7 @@ def find_files(folder: Path, split: str, config_name: str | None) -> FolderFiles
     search = _Search(folder)
     configurations = _configurations(folder)
     chosen = _choose(folder, configurations, config_name)
-    by_split = search.of_configuration(configurations[chosen]) if chosen else search.of_names(folder)
+    by_split = search.of_configuration(configurations[chosen]) if chosen else search.of_names()
     if not by_split:
         holds = f"no {', '.join(SUFFIXES)} file" + (f" beside {', '.join(search.skipped)}" if search.skipped else "")
         raise DataError(f"--dataset {folder}: the folder holds {holds}", fix="name the file or its folder")
@@ -71,11 +72,16 @@ def require_split(name: str, split: str, found: list[str]) -> None:
         raise UsageError(f"--split {split}: {name} has {', '.join(found)}", fix=f"{hint}choose one of these")
 
 
+def absolute(folder: Path) -> Path:
+    """The path from the root, links kept."""
+    return Path(os.path.abspath(folder))
+
+
 class _Search:
     """Files by pattern in a folder: with suffixes that can be read, and not in a folder that tgdpo wrote."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = absolute(folder)  # as datasets names what it finds
         self._written: dict[Path, str | None] = {}
 
     @property
@@ -83,9 +89,11 @@ class _Search:
         """The folders that tgdpo wrote, of those that were looked at."""
         return [f"{path} ({what})" for path, what in sorted(self._written.items()) if what]
 
-    def of_names(self, base: Path) -> dict[str, list[Path]]:
+    def of_names(self, below: str = "") -> dict[str, list[Path]]:
         """By split, as datasets tells splits by the names of files and folders."""
         from datasets.data_files import _get_data_files_patterns
+
+        base = self._folder / below
 
         def resolve(pattern: str) -> list[str]:
             found = self._files(pattern, base)
@@ -105,7 +113,7 @@ class _Search:
 
         base = self._folder / (parameters.get("data_dir") or "")
         if parameters.get("data_files") is None:
-            return self.of_names(base)
+            return self.of_names(parameters.get("data_dir") or "")
         by_split = {}
         for split, patterns in sanitize_patterns(parameters["data_files"]).items():
             for pattern in patterns:

@@ -1,6 +1,7 @@
 """Reads a preference set row by row: a local file, a folder, or a hub dataset."""
 
 import hashlib
+import os
 from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
@@ -86,7 +87,7 @@ class PreferenceSet:
             self._note(f"{len(self._dataset)} rows of Dataset.save_to_disk", None)
             return
         self._files, configuration, left_out = find_files(folder, self.split, config_name)
-        names = [str(path.relative_to(folder)) if folder in path.parents else str(path) for path in self._files]
+        names = [os.path.relpath(path, folder) for path in self._files]
         shown = ", ".join(names[:NAMED_FILES]) + (" …" if len(names) > NAMED_FILES else "")
         self._note(f"{len(names)} file{'s' * (len(names) > 1)} ({shown})", configuration)
         if left_out:
