@@ -87,7 +87,8 @@ class _Search:
     @property
     def skipped(self) -> list[str]:
         """The folders that tgdpo wrote, of those that were looked at."""
-        return [f"{path} ({what})" for path, what in sorted(self._written.items()) if what]
+        written = sorted((os.path.relpath(path, self._folder), what) for path, what in self._written.items() if what)
+        return [f"{path} ({what})" for path, what in written]
 
     def of_names(self, below: str = "") -> dict[str, list[Path]]:
         """By split, as datasets tells splits by the names of files and folders."""

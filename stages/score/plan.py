@@ -1,7 +1,7 @@
 """What a scoring run will do, settled before anything is written: which models, which tokenizer, which fingerprint."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -63,6 +63,8 @@ class ScorePlan(ABC):
     fingerprint: Fingerprint
     added: tuple[Guide, ...] = ()
     """Guides to be scored beside guidance."""
+    notes: list[str] = field(default_factory=list, compare=False)
+    """What is read, and what is not, each in a line for people; preparation adds to it."""
 
     @property
     def engine_class(self) -> type[Engine]:
@@ -281,6 +283,7 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
         engine_arguments=arguments,
         fingerprint=fingerprint,
         added=added,
+        notes=list(preferences.notes),
     )
     if weights:
         plan.require_engine_fits()

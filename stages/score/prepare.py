@@ -100,9 +100,6 @@ def _prepare_shards(plan: FreshPlan, folder: OutputFolder, wanted: Callable[[int
     """Reads the whole set once; prepares those `wanted` shards that are not there."""
     renderer, tokenizer = plan.renderer(), plan.pair_tokenizer()
     batches = ahead(_batches(plan.preferences, plan.config.pairs_per_shard), BATCHES_AHEAD)
-    notes: list[str] = []
-    for note in plan.preferences.notes:
-        log(note)
     rows = 0
     with meter("tokenising", len(plan.preferences) or None) as progress, Writer() as writer:
         for shard, numbered in groupby(batches, itemgetter(0)):
@@ -117,7 +114,6 @@ def _prepare_shards(plan: FreshPlan, folder: OutputFolder, wanted: Callable[[int
                 _learn_columns(renderer, batch)
                 if builder:
                     builder.add(batch)
-                    notes = _said_once(renderer, notes)
                 rows += len(batch)
                 progress.advance(len(batch))
                 writer.check()
@@ -126,6 +122,7 @@ def _prepare_shards(plan: FreshPlan, folder: OutputFolder, wanted: Callable[[int
     if rows == 0:
         raise DataError(f"--dataset {plan.preferences.name} has no rows", fix="name a file with preference pairs")
     folder.set_shard_count(-(-rows // plan.config.pairs_per_shard))
+    plan.notes.extend(note for note in renderer.notes if note not in plan.notes)
 
 
 def _batches(preferences: Iterable[Row], pairs_per_shard: int) -> Iterator[tuple[int, list[Row]]]:
@@ -139,15 +136,6 @@ def _batches(preferences: Iterable[Row], pairs_per_shard: int) -> Iterator[tuple
                 return
             left -= len(batch)
             yield shard, batch
-
-
-def _said_once(renderer: Renderer, said: list[str]) -> list[str]:
-    """Logs the renderer's notes once there are some."""
-    notes = said or renderer.notes
-    if notes is not said:
-        for note in notes:
-            log(note)
-    return notes
 
 
 def _learn_columns(renderer: Renderer, batch: list[Row]) -> None:

@@ -64,13 +64,13 @@ class SetAsideCount:
                 examples.append(row)
 
     def require_few(self, rows_read: int, limit: float, models: str = "the models") -> None:
-        """Raises DataError where more than `limit` of the rows read are set aside, or all of them.
+        """Raises DataError where more than `limit` of the rows read are set aside.
 
         `models` names those whose scores may not be finite.
         """
         total = self.reasons.total()
         share = total / rows_read
-        if share <= limit and total < rows_read:
+        if share <= limit:
             return
         advice = "; ".join(dict.fromkeys(ADVICE[Reason(reason)] for reason, _ in self.reasons.most_common(ADVISED)))
         advice = advice.format(models=models)

@@ -180,6 +180,8 @@ def prepare_checked(
         if is_new and alone:
             folder.abandon()
         raise
+    for note in plan.notes:  # not before, so that the line of a run that cannot start stands alone
+        log(note)
     return prepared
 
 

@@ -57,9 +57,10 @@ def of_types(kind: pa.DataType) -> pa.Table:
 def json_typed(folder: Path) -> Path:
     """What datasets writes where a field is text in one row and a list in another."""
     user = [{"role": "user", "content": "What color is the sky?"}]
+    green = [{"role": "assistant", "content": "It is green."}]
     parts = [{"type": "text", "text": "It is blue."}]
     rows = [
-        {"prompt": user, "chosen": [{"role": "assistant", "content": content}], "rejected": user}
+        {"prompt": user, "chosen": [{"role": "assistant", "content": content}], "rejected": green}
         for content in ("It is blue.", parts)
     ]
     features = datasets.Features(

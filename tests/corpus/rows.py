@@ -170,7 +170,7 @@ KINDS = [
     Kind(
         "rows",
         "forms of other trainers",
-        "one line",
+        "TRL",
         {
             "one message instead of a list (axolotl)": RowInput(
                 {"messages": [USER], "chosen": BLUE, "rejected": GREEN}, "chosen is dict"
