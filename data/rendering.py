@@ -7,19 +7,19 @@ import difflib
 import os
 import re
 from collections.abc import Sequence
-from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from ..errors import DataError, ModelError
+from ..errors import DataError
+from .chat_template import TEMPLATE_COLUMNS, ChatTemplate, HasChatTemplate, endless_template
 from .limits import OverLimitError, limited
+from .messages import Field, calls, checked_messages, stored_messages, strings_in, text_of
 from .preferences import Row
+from .set_aside import FORMS
+from .set_aside import Reason as Reason
+from .set_aside import SetAside as SetAside
 
 MAX_CHARACTERS = 10_000_000
 """Of one field or message: some millions of tokens, more than any model reads."""
-MAX_GROWTH = 16
-"""How many times the characters of its messages a chat template may write, beside a million."""
-
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython"})
 
 
 class Columns(NamedTuple):
@@ -59,42 +59,6 @@ def require_one_form(first: Form, other: Form) -> None:
         raise DataError(f"{first}, {other}", fix="bring all rows into one form")
 
 
-class Reason(StrEnum):
-    """Why a row is set aside."""
-
-    UNREADABLE = "unreadable row"
-    MISSING_FIELD = "missing field"
-    NOT_TEXT = "null or not text"
-    BAD_MESSAGE = "bad message"
-    EMPTY_RESPONSE = "empty response"
-    EMPTY_PROMPT = "empty prompt"
-    NO_COMMON_PREFIX = "no common prefix"
-    SAME_RESPONSES = "chosen equals rejected"
-    LONE_SURROGATE = "lone surrogate"
-    CONTROL_TOKEN = "control token in the text"
-    TEMPLATE = "chat template failed"
-    PROMPT_TOO_LONG = "prompt too long"
-    TOO_LONG = "too long"
-    NON_FINITE = "non-finite score"
-
-
-class SetAside(Exception):  # noqa: N818  (a verdict on one row, not an error of the run)
-    """Raised inside the preparation of one row; caught there and written to `_set_aside.jsonl`."""
-
-    def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-
-class ChatTemplate(Protocol):
-    """What rendering needs of a tokenizer."""
-
-    chat_template: Any
-
-    def apply_chat_template(self, conversation: Any, /, **options: Any) -> Any: ...
-
-
 class Renderer:
     """Renders rows one by one and holds the whole set to one form.
 
@@ -110,7 +74,7 @@ class Renderer:
 
     def __init__(
         self,
-        tokenizer: ChatTemplate,
+        tokenizer: HasChatTemplate,
         columns: Columns,
         *,
         control_tokens: Sequence[str],
@@ -127,7 +91,8 @@ class Renderer:
         self._control = None
         if control_tokens and not allow_control_tokens:
             self._control = re.compile("|".join(re.escape(token) for token in control_tokens))
-        self._columns_checked = False
+        self._template = ChatTemplate(tokenizer)
+        self._names: list[str] | None = None
         self._explicit_prompt = False
         self._first: Form | None = None
 
@@ -144,9 +109,12 @@ class Renderer:
         prompt = self._prompt(row.value)
         chosen = self._field(row.value, self.columns.chosen)
         rejected = self._field(row.value, self.columns.rejected)
+        if isinstance(chosen, str) and isinstance(rejected, str):
+            prompt, chosen, rejected = stored_messages(prompt, chosen, rejected)
         if isinstance(chosen, list) and isinstance(rejected, list):
             self._require_one_form(row.number, conversational=True)
-            return self._conversation(prompt, chosen, rejected)
+            options = self._template.options_of(row.value, self._check_text)
+            return self._conversation(prompt, chosen, rejected, options)
         if isinstance(chosen, str) and isinstance(rejected, str):
             self._require_one_form(row.number, conversational=False)
             return self._standard(prompt, chosen, rejected)
@@ -158,27 +126,53 @@ class Renderer:
         Raises:
             DataError: chosen, rejected, or a prompt column that was named is missing.
         """
-        if self._columns_checked:
+        if self._names is not None:
             return
         for option, name in zip(("chosen", "rejected"), self.columns[1:], strict=True):
             if name not in value:
-                nearest = difflib.get_close_matches(name, value, n=1, cutoff=0.4)
-                suggestion = f" {nearest[0]}" if nearest else " NAME"
                 raise DataError(
                     f"column '{name}' is missing; the columns are: {', '.join(value) or 'none'}",
-                    fix=f"name the right one with --{option}-column{suggestion}",
+                    fix=self._where_it_may_be(name, option, value),
                 )
         if self.columns.prompt != Columns().prompt and self.columns.prompt not in value:
             raise DataError(
                 f"--prompt-column {self.columns.prompt}: the columns are: {', '.join(value)}",
                 fix="name one of these, or leave the option out where the prompt is part of the responses",
             )
-        self._columns_checked = True
+        self._names = list(value)
         self._explicit_prompt = self.columns.prompt in value
+
+    def _where_it_may_be(self, name: str, option: str, value: dict[str, Any]) -> str:
+        inside = [key for key, rows in value.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)]
+        inside = [key for key in inside if name in value[key][0]]
+        if inside:
+            return f"the rows lie in the list '{inside[0]}': save that list as the file"
+        nearest = difflib.get_close_matches(name, value, n=1, cutoff=0.4)
+        suggestion = f"name the right one with --{option}-column{f' {nearest[0]}' if nearest else ' NAME'}"
+        return suggestion if nearest else f"{suggestion}, or convert the rows: {FORMS}"
+
+    @property
+    def notes(self) -> list[str]:
+        """Columns that go to the chat template or could be meant for it, for people; none before the first usable
+        row."""
+        if self._first is None or self._names is None:
+            return []
+        given = [name for name in TEMPLATE_COLUMNS if name in self._names]
+        listed = f"column{'s' * (len(given) > 1)} {', '.join(given)}"
+        if not self._first.conversational:
+            return [f"{listed}: not used, the rows are plain text"] if given else []
+        notes = [f"{listed}: given to the chat template"] if given else []
+        others = self._template.unread([name for name in self._names if name not in self.columns])
+        if others:
+            notes.append(
+                f"not given to the chat template, which has variables of these names: column{'s' * (len(others) > 1)} "
+                f"{', '.join(others)} (a column {TEMPLATE_COLUMNS[1]} with a mapping would be)"
+            )
+        return notes
 
     def _require_one_form(self, number: int, *, conversational: bool) -> None:
         if self._first is None:
-            if conversational and not self.tokenizer.chat_template:
+            if conversational and not self._template:
                 raise DataError(
                     "the rows hold lists of messages, but the reference's tokenizer has no chat template",
                     fix="use the instruction-tuned model's tokenizer (--tokenizer) or rows of plain text",
@@ -186,14 +180,14 @@ class Renderer:
             self._first = Form(number, conversational)
         require_one_form(self._first, Form(number, conversational))
 
-    def _prompt(self, value: dict[str, Any]) -> str | list[Any] | None:
+    def _prompt(self, value: dict[str, Any]) -> Field | None:
         """None where the prompt is what the responses begin with, which a row that lost its prompt is not."""
         if self._explicit_prompt or self.columns.prompt in value:
             return self._field(value, self.columns.prompt)
         return None
 
     @staticmethod
-    def _field(value: dict[str, Any], name: str) -> str | list[Any]:
+    def _field(value: dict[str, Any], name: str) -> Field:
         if name not in value:
             raise SetAside(Reason.MISSING_FIELD, name)
         field = value[name]
@@ -210,7 +204,7 @@ class Renderer:
 
     # Standard form
 
-    def _standard(self, prompt: str | list[Any] | None, chosen: str, rejected: str) -> Rendered:
+    def _standard(self, prompt: Field | None, chosen: str, rejected: str) -> Rendered:
         if isinstance(prompt, list):
             raise SetAside(Reason.NOT_TEXT, f"{self.columns.prompt} is list")
         # BOS and EOS are added as ids; those that are already typed there must not make two.
@@ -231,16 +225,17 @@ class Renderer:
 
     # Conversational form
 
-    def _conversation(self, prompt: str | list[Any] | None, chosen: list[Any], rejected: list[Any]) -> Rendered:
-        self._check_messages(chosen, self.columns.chosen)
-        self._check_messages(rejected, self.columns.rejected)
+    def _conversation(
+        self, prompt: Field | None, chosen: list[Any], rejected: list[Any], options: dict[str, Any]
+    ) -> Rendered:
+        chosen = self._messages(chosen, self.columns.chosen)
+        rejected = self._messages(rejected, self.columns.rejected)
         if isinstance(prompt, list):
-            if prompt:
-                self._check_messages(prompt, self.columns.prompt)
+            prompt = self._messages(prompt, self.columns.prompt) if prompt else prompt
         else:
             # A text prompt beside whole conversations repeats their first message, as in UltraFeedback binarized.
             prompt, chosen, rejected = _split_common_messages(chosen, rejected)
-        _require_responses("".join(map(_content, chosen)).strip(), "".join(map(_content, rejected)).strip())
+        _require_responses(*(_said(messages) for messages in (chosen, rejected)))
         if not prompt:
             raise SetAside(Reason.EMPTY_PROMPT)
         if chosen == rejected:
@@ -250,52 +245,34 @@ class Renderer:
                 raise SetAside(Reason.BAD_MESSAGE, f"{name} ends with role {messages[-1]['role']}, not assistant")
         try:
             with limited():
-                prompt_text = self._apply_template(prompt, add_generation_prompt=True)
-                chosen_text = self._end_turn(self._apply_template(prompt + chosen))
-                rejected_text = self._end_turn(self._apply_template(prompt + rejected))
+                prompt_text = self._apply_template(prompt, options | {"add_generation_prompt": True})
+                chosen_text = self._end_turn(self._apply_template(prompt + chosen, options))
+                rejected_text = self._end_turn(self._apply_template(prompt + rejected, options))
         except OverLimitError as error:
-            raise _endless_template(str(error)) from error
+            raise endless_template(str(error)) from error
         # A template that writes a past turn otherwise than a turn to come: responses start where the texts part.
         start = _common_length(prompt_text, chosen_text, rejected_text)
         return Rendered(prompt_text[:start], chosen_text[start:], rejected_text[start:], add_bos=False, add_eos=False)
 
-    def _check_messages(self, messages: list[Any], name: str) -> None:
-        if not messages:
-            raise SetAside(Reason.EMPTY_RESPONSE, f"{name} has no message")
-        for place, message in enumerate(messages):
-            where = f"{name}[{place}]"
-            if not isinstance(message, dict) or "role" not in message or "content" not in message:
-                raise SetAside(Reason.BAD_MESSAGE, f"{where} has no role or no content")
-            if not isinstance(message["role"], str) or message["role"] not in ROLES:
-                raise SetAside(Reason.BAD_MESSAGE, f"{where} has an unknown role")
-            if not isinstance(message["content"], str):
-                raise SetAside(Reason.NOT_TEXT, f"{where} content is {type(message['content']).__name__}")
-            self._check_text(message["content"], where)
+    def _messages(self, messages: list[Any], name: str) -> list[dict[str, Any]]:
+        checked = checked_messages(messages, name, self._check_text)
+        for message in checked:
+            for field in message.keys() - {"role", "content"}:
+                if self._template.reads(str(field)):
+                    for text in strings_in(message[field]):
+                        self._check_text(text, f"{field} of {name}")
+        return checked
 
-    def _apply_template(self, messages: list[Any], **options: Any) -> str:
-        import jinja2
-
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise SetAside(Reason.TEMPLATE, type(error).__name__) from error
-        if len(text) > 1_000_000 + MAX_GROWTH * sum(len(_content(message)) for message in messages):
-            raise _endless_template(f"{len(text)} characters")
-        # Templates may write more of a message than the content that was checked.
+    def _apply_template(self, messages: list[Any], options: dict[str, Any]) -> str:
+        text = self._template.render(messages, **options)
+        # Templates may write more of a message than what was checked.
         _require_encodable(text, "a message")
-        return str(text)
+        return text
 
     def _end_turn(self, text: str) -> str:
         """Cuts white space after the end-of-turn token (ChatML writes a line break there), or appends the token."""
         stripped = text.rstrip()
         return stripped if stripped.endswith(self.control_tokens) else text + self.end_of_turn
-
-
-def _endless_template(what: str) -> ModelError:
-    return ModelError(
-        f"the chat template takes {what} for one conversation",
-        fix="use a tokenizer with a working one (--tokenizer)",
-    )
 
 
 def _require_encodable(text: str, name: str) -> None:
@@ -305,8 +282,9 @@ def _require_encodable(text: str, name: str) -> None:
         raise SetAside(Reason.LONE_SURROGATE, name) from None
 
 
-def _content(message: dict[str, Any]) -> str:
-    return str(message["content"])
+def _said(messages: list[dict[str, Any]]) -> str:
+    """What a response holds: text, or calls of tools."""
+    return "".join(map(text_of, messages)).strip() or "call" * any(map(calls, messages))
 
 
 def _require_responses(chosen: str, rejected: str) -> None:

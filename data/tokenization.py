@@ -63,6 +63,23 @@ def control_tokens(tokenizer: Any) -> list[str]:
     return sorted(added | set(tokenizer.all_special_tokens))
 
 
+def begin_of_text(tokenizer: Any) -> list[int] | None:
+    """The ids that the tokenizer puts in front of plain text by itself: BOS, nothing, or others ([gMASK]<sop>).
+
+    None where that cannot be told.
+    """
+    whole, bare = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return [int(each) for each in whole[:start]]
+    return None
+
+
+def begin_of_text_string(tokenizer: Any) -> str:
+    """Those tokens as text, "" for none."""
+    return "".join(tokenizer.convert_ids_to_tokens(begin_of_text(tokenizer) or []))
+
+
 def adds_bos(tokenizer: Any) -> bool:
     """Whether the tokenizer puts BOS in front of plain text by itself."""
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
@@ -90,7 +107,10 @@ def vocabulary_hash(tokenizer: Any) -> str:
 
 def tokenizer_hash(tokenizer: Any) -> str:
     """SHA-256 of everything that decides the ids of a text: vocabulary, merges, normalisation, special tokens."""
-    parts = [tokenizer.backend_tokenizer.to_str(), tokenizer.bos_token_id, tokenizer.eos_token_id, adds_bos(tokenizer)]
+    bos, begin = tokenizer.bos_token_id, begin_of_text(tokenizer)
+    # Whether BOS comes first is what 0.1.0 knew; of other beginnings the ids are named.
+    known = adds_bos(tokenizer) if begin in ([], [bos]) else begin
+    parts = [tokenizer.backend_tokenizer.to_str(), bos, tokenizer.eos_token_id, known]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -105,14 +125,19 @@ class PairTokenizer:
     """Tokenises rendered pairs in batches.
 
     A token that reaches over the end of the prompt's text belongs to the response, so `prompt + response` is always
-    exactly what the tokenizer gives for the whole text.
+    exactly what the tokenizer gives for the whole text. One that was added to the vocabulary and takes the white space
+    after it (`rstrip`; Phi-3's marks of turns) ends with its own text: white space of the response does not make it the
+    response's.
     """
 
     def __init__(self, tokenizer: Any, limits: LengthLimits) -> None:
         self.tokenizer = tokenizer
         self.limits = limits
         self.eos = int(tokenizer.eos_token_id)
-        self.bos = [int(tokenizer.bos_token_id)] if adds_bos(tokenizer) else []
+        self.begin = begin_of_text(tokenizer)
+        self._marks = {
+            number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.rstrip
+        }
 
     def encode(self, pairs: Sequence[Rendered]) -> list[TokenizedPair | SetAside]:
         """One result per pair, in order."""
@@ -130,13 +155,13 @@ class PairTokenizer:
         return results
 
     def _pair(self, text: Rendered, chosen: Any, rejected: Any) -> TokenizedPair:
-        (chosen_ids, chosen_offsets), (rejected_ids, rejected_offsets) = chosen, rejected
-        start = min(_tokens_inside(offsets, len(text.prompt)) for offsets in (chosen_offsets, rejected_offsets))
+        chosen_ids, rejected_ids = chosen[0], rejected[0]
+        start = min(self._tokens_inside(ids, offsets, text.prompt) for ids, offsets in (chosen, rejected))
         while chosen_ids[:start] != rejected_ids[:start]:
             start -= 1
         prompt, chosen_ids, rejected_ids = chosen_ids[:start], chosen_ids[start:], rejected_ids[start:]
         if text.add_bos:
-            prompt = self.bos + prompt
+            prompt = self._required_begin() + prompt
         if text.add_eos:
             chosen_ids, rejected_ids = [*chosen_ids, self.eos], [*rejected_ids, self.eos]
         if not prompt:
@@ -156,9 +181,11 @@ class PairTokenizer:
             if limits.max_length is not None and longest > limits.max_length:
                 raise SetAside(Reason.TOO_LONG, f"{longest} tokens > {limits.max_length}")
         if limits.max_prompt_length is not None and len(prompt) > limits.max_prompt_length:
-            has_bos = prompt[0] == self.tokenizer.bos_token_id
-            kept = limits.max_prompt_length - has_bos
-            prompt = prompt[: int(has_bos)] + prompt[len(prompt) - kept :]
+            begin = self._begin_of(prompt)
+            kept = limits.max_prompt_length - begin
+            if kept < 0:
+                raise SetAside(Reason.PROMPT_TOO_LONG, f"{begin} tokens begin every text > {limits.max_prompt_length}")
+            prompt = prompt[:begin] + prompt[len(prompt) - kept :]
         if limits.max_length is not None:
             room = limits.max_length - len(prompt)
             if room < 1:
@@ -169,7 +196,23 @@ class PairTokenizer:
             raise SetAside(Reason.TOO_LONG, f"{longest} tokens > the model's context of {limits.context}")
         return PairIds(*(np.asarray(ids, np.int32) for ids in (prompt, chosen, rejected)))
 
+    def _begin_of(self, prompt: list[int]) -> int:
+        """The number of tokens that begin the text and are kept where its start is cut."""
+        if self.begin and prompt[: len(self.begin)] == self.begin:
+            return len(self.begin)
+        return int(prompt[0] == self.tokenizer.bos_token_id)
 
-def _tokens_inside(offsets: Sequence[tuple[int, int]], boundary: int) -> int:
-    """Number of leading tokens whose text ends at or before character `boundary`."""
-    return bisect.bisect_right(offsets, boundary, key=lambda offset: offset[1])
+    def _required_begin(self) -> list[int]:
+        if self.begin is None:
+            raise ModelError(
+                "how the tokenizer begins a text cannot be told: with its special tokens the text's own ids are others",
+                fix="use a tokenizer that puts its special tokens around the text (--tokenizer)",
+            )
+        return self.begin
+
+    def _tokens_inside(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], prompt: str) -> int:
+        """Number of leading tokens whose text ends inside the prompt's."""
+        inside = bisect.bisect_right(offsets, len(prompt), key=lambda offset: offset[1])
+        if inside < len(ids) and ids[inside] in self._marks:
+            inside += self._marks[ids[inside]] in prompt[offsets[inside][0] :]
+        return inside

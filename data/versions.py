@@ -20,3 +20,6 @@ UNRECORDED = 1
 """What work without a number counts as: 0.1.0 recorded none."""
 FIRST_RELEASE = "0.1.0"
 """The release that recorded neither a number nor, in runs, its own version."""
+OTHER_TEXT = (FIRST_RELEASE,)
+"""Releases that read or tokenized some rows in another way: what they began to prepare is prepared again from the
+start, so that no cache mixes the two. What they have prepared to its end is scored as it is."""

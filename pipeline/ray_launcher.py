@@ -232,7 +232,9 @@ class RayRun:
         if lost:
             log(f"{len(lost)} pairs of shard {done.shard} have scores that are not finite and are set aside")
             self.prepared.set_aside.add(lost)
-            self.prepared.set_aside.require_few(self.prepared.rows_read, self.plan.config.max_set_aside)
+            self.prepared.set_aside.require_few(
+                self.prepared.rows_read, self.plan.config.max_set_aside, self.plan.model_names
+            )
 
     def _count(self, worker: Worker, done: Done) -> None:
         """Moves the bar from what was known of the worker's shard to `done`."""

@@ -21,7 +21,7 @@ from ...data.preferences import Row
 from ...data.schema import write_parquet
 from ...data.tokenization import PairIds
 from ...errors import DataError, ModelError
-from ..console import meter, quiet_libraries
+from ..console import log, meter, quiet_libraries
 from ..hardware import Gpu, ModelSize, forward_flops, gpu_named, size_of
 from ..models import ModelSource
 from .config import ScoreConfig
@@ -204,8 +204,11 @@ def _prepared_load(plan: FreshPlan) -> Load | None:
 def _sampled_load(plan: FreshPlan) -> Load:
     """Reads all rows and tokenises some of them, drawn at random."""
     rows, count = _draw(plan)
-    builder = ShardBuilder(plan.renderer(), plan.pair_tokenizer())
+    renderer = plan.renderer()
+    builder = ShardBuilder(renderer, plan.pair_tokenizer())
     builder.add(sorted(rows, key=lambda row: row.number))
+    for note in (*plan.notes, *renderer.notes):
+        log(note)
     if not builder.record.pairs:
         raise DataError(
             f"none of {len(rows)} rows of --dataset {plan.preferences.name} can be used "

@@ -55,7 +55,7 @@ def publish_manifest(plan: ScorePlan, prepared: Prepared, folder: OutputFolder) 
     set_aside = SetAsideCount()
     for rows in _set_aside(folder, finished):
         set_aside.add(rows)
-    set_aside.require_few(prepared.rows_read, plan.config.max_set_aside)
+    set_aside.require_few(prepared.rows_read, plan.config.max_set_aside, plan.model_names)
     folder.set_aside.replace(lambda path: _write_lines(path, _set_aside(folder, finished)))
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -32,6 +32,7 @@ from ...data.manifest import ENVIRONMENT_FIELDS, Fingerprint, Manifest
 from ...data.schema import MANIFEST_NAME, SET_ASIDE_NAME, shard_name
 from ...data.storage import Storage
 from ...data.store import PROBE, StoredFile, open_store
+from ...data.versions import OTHER_TEXT
 from ...errors import CacheError, StorageError
 from .folder_lock import FolderLock
 from .run_file import Mark, RunFile
@@ -176,6 +177,11 @@ class OutputFolder:
             return False
         theirs = completed(self._fingerprint)
         return all(theirs.get(name) == value for name, value in settings.items())
+
+    def is_begun_with_other_text(self) -> bool:
+        """Whether a release that reads some rows in another way has prepared a part of them here, and not all."""
+        theirs = self._their_settings()
+        return theirs is not None and begun_by(theirs) in OTHER_TEXT and not self.is_prepared_with({})
 
     def recorded(self) -> Fingerprint | None:
         """The fingerprint of the run that is in the folder, finished or not; None where there is none."""

@@ -1,19 +1,20 @@
 """What a scoring run will do, settled before anything is written: which models, which tokenizer, which fingerprint."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 
+from ...data.chat_template import TEMPLATE_COLUMNS
 from ...data.manifest import AddedGuide, Fingerprint, RewardKind
 from ...data.preferences import PreferenceSet
 from ...data.rendering import Columns, Renderer
 from ...data.tokenization import (
     LengthLimits,
     PairTokenizer,
-    adds_bos,
+    begin_of_text_string,
     control_tokens,
     vocabulary_hash,
 )
@@ -62,6 +63,8 @@ class ScorePlan(ABC):
     fingerprint: Fingerprint
     added: tuple[Guide, ...] = ()
     """Guides to be scored beside guidance."""
+    notes: list[str] = field(default_factory=list, compare=False)
+    """What is read, and what is not, each in a line for people; preparation adds to it."""
 
     @property
     def engine_class(self) -> type[Engine]:
@@ -106,6 +109,11 @@ class ScorePlan(ABC):
     def guides(self) -> list[ModelSource]:
         """All guidance models that are to be run."""
         return [*([self.guidance] if self.guidance else []), *(guide.source for guide in self.added)]
+
+    @property
+    def model_names(self) -> str:
+        """The models that are run, as they were named."""
+        return " and ".join(dict.fromkeys(source.name for source in (self.reference, *self.guides)))
 
     def reward_kind_of(self, role: str) -> RewardKind:
         """What the scores of a pass are; "none" of the reference's."""
@@ -195,10 +203,10 @@ class FreshPlan(ScorePlan):
         """Renders the rows with the plan's tokenizer."""
         return Renderer(
             self.tokenizer,
-            Columns(self.config.prompt_column, self.config.chosen_column, self.config.rejected_column),
+            _columns(self.config),
             control_tokens=control_tokens(self.tokenizer),
             end_of_turn=self.tokenizer.eos_token,
-            begin_of_text=self.tokenizer.bos_token if adds_bos(self.tokenizer) else "",
+            begin_of_text=begin_of_text_string(self.tokenizer),
             allow_control_tokens=self.config.allow_control_tokens,
         )
 
@@ -234,7 +242,11 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
 
         return plan_reuse(config, device=device, weights=weights)
     preferences = PreferenceSet(
-        str(config.dataset), split=config.split, config_name=config.dataset_config, limit=config.limit
+        str(config.dataset),
+        split=config.split,
+        config_name=config.dataset_config,
+        limit=config.limit,
+        columns=(*_columns(config), *TEMPLATE_COLUMNS),
     )
     find = partial(resolve, trust_remote_code=config.trust_remote_code, weights=weights)
     guidance = find_guidance(config.guidance, "--guidance", find) if config.guidance else None
@@ -271,10 +283,15 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
         engine_arguments=arguments,
         fingerprint=fingerprint,
         added=added,
+        notes=list(preferences.notes),
     )
     if weights:
         plan.require_engine_fits()
     return plan
+
+
+def _columns(config: ScoreConfig) -> Columns:
+    return Columns(config.prompt_column, config.chosen_column, config.rejected_column)
 
 
 def _limits(config: ScoreConfig, sources: list[ModelSource]) -> LengthLimits:

@@ -122,6 +122,7 @@ def _prepare_shards(plan: FreshPlan, folder: OutputFolder, wanted: Callable[[int
     if rows == 0:
         raise DataError(f"--dataset {plan.preferences.name} has no rows", fix="name a file with preference pairs")
     folder.set_shard_count(-(-rows // plan.config.pairs_per_shard))
+    plan.notes.extend(note for note in renderer.notes if note not in plan.notes)
 
 
 def _batches(preferences: Iterable[Row], pairs_per_shard: int) -> Iterator[tuple[int, list[Row]]]:

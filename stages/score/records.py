@@ -7,10 +7,13 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ConfigDict
 
 from ...data.rendering import Form, require_one_form
+from ...data.set_aside import ADVICE, Reason
 from ...errors import DataError
 
 EXAMPLES = 3
 """Rows that a message names per reason."""
+ADVISED = 2
+"""Reasons, the most frequent ones, for which a message says what to do."""
 
 
 class SetAsideRow(BaseModel):
@@ -60,15 +63,20 @@ class SetAsideCount:
             if len(examples) < EXAMPLES:
                 examples.append(row)
 
-    def require_few(self, rows_read: int, limit: float) -> None:
-        """Raises DataError where more than `limit` of the rows read are set aside."""
-        share = self.reasons.total() / rows_read
+    def require_few(self, rows_read: int, limit: float, models: str = "the models") -> None:
+        """Raises DataError where more than `limit` of the rows read are set aside.
+
+        `models` names those whose scores may not be finite.
+        """
+        total = self.reasons.total()
+        share = total / rows_read
         if share <= limit:
             return
-        raise DataError(
-            f"{self.reasons.total()} of {rows_read} rows cannot be used ({self})",
-            fix=f"mend them, or allow more than {limit * 100:.4g}% with --max-set-aside {_round_up(share)}",
-        )
+        advice = "; ".join(dict.fromkeys(ADVICE[Reason(reason)] for reason, _ in self.reasons.most_common(ADVISED)))
+        advice = advice.format(models=models)
+        if total < rows_read:
+            advice += f"; or allow more than {limit * 100:.4g}% with --max-set-aside {_round_up(share)}"
+        raise DataError(f"{total} of {rows_read} rows cannot be used ({self})", fix=advice)
 
     def __str__(self) -> str:
         """The reasons with their counts and first rows: '3 empty response, row 4, 9, 17; 1 …'."""

@@ -58,9 +58,9 @@ def plan_in(folder: OutputFolder, config: ScoreConfig, *, device: torch.device |
     """The plan of a run in `folder`; arguments and errors as in `plan_score`.
 
     Work that an earlier version began there is finished under the fingerprint that it was begun with, so that all its
-    files say the same.
+    files say the same; where it read some rows in another way and has not prepared them all, it is started over.
     """
-    recorded = folder.recorded()
+    recorded = None if folder.is_begun_with_other_text() else folder.recorded()
     if recorded is None:
         return plan_score(config, device=device)
     plan = plan_score(config.as_begun(recorded, TEXT_OPTIONS), device=device)
@@ -182,6 +182,8 @@ def prepare_checked(
         if is_new and alone:
             folder.abandon()
         raise
+    for note in plan.notes:  # not before, so that the line of a run that cannot start stands alone
+        log(note)
     return prepared
 
 
@@ -246,4 +248,4 @@ def note_finished(plan: ScorePlan, prepared: Prepared, folder: OutputFolder, sha
     if lost:
         log(f"{len(lost)} pairs of shard {shard} have scores that are not finite and are set aside")
         prepared.set_aside.add(lost)
-        prepared.set_aside.require_few(prepared.rows_read, plan.config.max_set_aside)
+        prepared.set_aside.require_few(prepared.rows_read, plan.config.max_set_aside, plan.model_names)

@@ -31,7 +31,7 @@ from tgdpo.data.manifest import Manifest
 from tgdpo.data.preferences import PreferenceSet
 from tgdpo.data.rendering import Columns, Renderer
 from tgdpo.data.schema import MANIFEST_NAME
-from tgdpo.data.tokenization import LengthLimits, PairTokenizer, adds_bos, control_tokens
+from tgdpo.data.tokenization import LengthLimits, PairTokenizer, begin_of_text_string, control_tokens
 from tgdpo.data.verify import verify
 from tgdpo.errors import TgdpoError
 from tgdpo.pipeline.configuration import build, read_yaml, section
@@ -135,7 +135,7 @@ def prepare(path: Path, *, chat: bool) -> None:
         Columns(),
         control_tokens=control_tokens(its),
         end_of_turn=its.eos_token,
-        begin_of_text=its.bos_token if adds_bos(its) else "",
+        begin_of_text=begin_of_text_string(its),
     )
     builder = ShardBuilder(renderer, PairTokenizer(its, LengthLimits(context=64)))
     rows = list(PreferenceSet(str(path)))

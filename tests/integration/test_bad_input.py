@@ -308,7 +308,7 @@ class TestTooManySetAside:
     def test_gives_counts_reasons_rows_and_the_flag(self, score_refused: Refused, dataset: Path) -> None:
         score_refused(dataset, code=1, says=[
             "3 of 20 rows cannot be used", "2 empty response, row 3, 9", "1 null or not text, row 7: chosen is null",
-            "mend them", "more than 1%", "--max-set-aside 0.15",
+            "remove these rows; ", "two lists of messages", "more than 1%", "--max-set-aside 0.15",
         ])  # fmt: skip
 
     def test_a_limit_just_below_is_not_enough(self, score_refused: Refused, dataset: Path) -> None:
@@ -349,8 +349,8 @@ class TestDataset:
             ("pairs.json", "", ["has no rows"]),
             ("pairs.json", "[]", ["has no rows"]),
             ("pairs.csv", "prompt,chosen,rejected\n", ["has no rows"]),
-            ("pairs.json", '[{"prompt": "zebra", ', ["is not valid JSON", "mend the file"]),
-            ("pairs.json", b'[{"prompt": "\xff"}]', ["is not valid JSON"]),
+            ("pairs.json", '[{"prompt": "zebra", ', ["is not valid JSON", "correct the file"]),
+            ("pairs.json", b'[{"prompt": "\xff"}]', ["is not UTF-8", "save it as UTF-8"]),
             ("pairs.json", "[" * 100_000, ["is not valid JSON"]),
             ("pairs.parquet", "prompt,chosen,rejected\nzebra,a,b\n", ["is not a readable Parquet file"]),
             ("pairs.parquet", "", ["is not a readable Parquet file"]),

@@ -17,6 +17,7 @@ from processes import launch
 from safetensors.torch import load_file
 from support import Cli
 
+from tgdpo import __version__
 from tgdpo.data import versions
 from tgdpo.data.cache import RewardCache
 from tgdpo.data.files import sha256_file
@@ -188,6 +189,21 @@ def close(found: dict[str, Any], row: dict[str, Any]) -> bool:
         found[name] == (pytest.approx(value, rel=1e-5, abs=1e-5) if isinstance(value, list) else value)
         for name, value in row.items()
     )
+
+
+def test_rows_that_0_1_0_began_to_prepare_are_prepared_by_one_release(place: Path, ok: Cli) -> None:
+    """It reads some rows in another way: no cache holds both."""
+    stopped = place / "caches/stopped"
+    make_it_be_of_here(stopped)
+    for scored in [*stopped.glob("part-*"), *stopped.glob("_work/reference-*"), *stopped.glob("_work/finished-*")]:
+        scored.unlink()
+    (stopped / "_work/prepared-00003.json").unlink()
+    (stopped / "_work/tokens-00000.parquet").write_text("whoever takes this fails")
+    ok(*command_of("stopped"), "--output", "caches/stopped")
+    assert Manifest.read(stopped).fingerprint["tgdpo"] == __version__
+    for name, rows in columns_of(place / "caches/plain").items():
+        for row, found in zip(rows, columns_of(stopped)[name], strict=True):
+            assert close(found, row), name
 
 
 def raise_score_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from support import CHAT_ROWS, STANDARD_ROWS, write_rows
 
-from tgdpo.data.preferences import MAX_ROW_BYTES, PreferenceSet
+from tgdpo.data.preferences import PreferenceSet
+from tgdpo.data.row_files import MAX_ROW_BYTES
 from tgdpo.errors import DataError, UsageError
 
 Writer = Callable[[Path], Path]
@@ -91,7 +92,7 @@ def folder_of_files(folder: Path) -> Path:
     path.mkdir()
     (path / "README.md").write_text("no data")
     write_rows(path / "a.jsonl", STANDARD_ROWS[:11])
-    write_parquet(path / "b.parquet", STANDARD_ROWS[11:])
+    write_rows(path / "b.jsonl", STANDARD_ROWS[11:])
     neighbour = folder / "two f other"
     neighbour.mkdir()
     write_rows(neighbour / "c.jsonl", STANDARD_ROWS)
@@ -196,6 +197,32 @@ class TestSplits:
             PreferenceSet(str(pairs_file), split="train[:10]")
 
 
+class TestNotes:
+    """What is read of a folder is said."""
+
+    def test_of_a_file_there_are_none(self, pairs_file: Path) -> None:
+        assert PreferenceSet(str(pairs_file)).notes == []
+
+    def test_of_a_folder(self, tmp_path: Path) -> None:
+        for name in "abcd":
+            write_rows(tmp_path / f"{name}.jsonl", STANDARD_ROWS)
+        write_parquet(tmp_path / "e.parquet", STANDARD_ROWS)
+        assert PreferenceSet(str(tmp_path)).notes == [
+            f"{tmp_path}: 4 files (a.jsonl, b.jsonl, c.jsonl …), split train",
+            f"not read in {tmp_path}: 1 .parquet file",
+        ]
+
+    def test_of_a_configuration_and_a_split(self, tmp_path: Path) -> None:
+        (tmp_path / "README.md").write_text(
+            "---\nconfigs:\n- config_name: de\n  data_files:\n  - split: test\n    path: de/*\n---\n"
+        )
+        (tmp_path / "de").mkdir()
+        write_rows(tmp_path / "de/x.jsonl", STANDARD_ROWS)
+        assert PreferenceSet(str(tmp_path), split="test").notes == [
+            f"{tmp_path}: 1 file (de/x.jsonl), configuration de, split test"
+        ]
+
+
 class TestFingerprint:
     """It changes with the content and with nothing else."""
 
@@ -226,6 +253,28 @@ class TestFingerprint:
         path = str(saved_splits(tmp_path))
         options: list[dict[str, Any]] = [{}, {"limit": 3}, {"limit": 4}, {"split": "test"}]
         assert len({PreferenceSet(path, **each).fingerprint() for each in options}) == 4
+
+
+class TestColumns:
+    """Those that nobody asked for are there by name."""
+
+    WANTED = ("prompt", "chosen", "rejected", "tools")
+
+    @pytest.mark.parametrize("kind", ["parquet", "saved"])
+    def test_are_not_decoded(self, kind: str, tmp_path: Path) -> None:
+        rows = [row | {"further": [{"a": [n]}]} for n, row in enumerate(STANDARD_ROWS)]
+        path = tmp_path / "pairs.parquet"
+        write_parquet(path, rows)
+        if kind == "saved":
+            path = tmp_path / "saved"
+            datasets.Dataset.from_list(rows).save_to_disk(path)
+        assert values(path) == rows
+        assert values(path, columns=self.WANTED) == [row | {"further": None} for row in STANDARD_ROWS]
+        assert values(path, columns=["nothing"]) == [dict.fromkeys(rows[0])] * len(rows)
+
+    def test_do_not_change_the_fingerprint(self, tmp_path: Path) -> None:
+        path = str(saved(tmp_path))
+        assert PreferenceSet(path, columns=self.WANTED).fingerprint() == PreferenceSet(path).fingerprint()
 
 
 class TestBadRows:
@@ -311,6 +360,14 @@ class TestHugeRows:
         path = tmp_path / "pairs.parquet"
         pq.write_table(pa.table({"prompt": ["a", "a" * (MAX_ROW_BYTES + 1), "b"]}), path)
         assert [row.problem for row in PreferenceSet(str(path))] == [None, "larger than 67108864 bytes", None]
+
+    def test_of_parquet_categories(self, tmp_path: Path) -> None:
+        """Their dictionary is larger than a row may be, and no row is."""
+        path = tmp_path / "pairs.parquet"
+        values = pa.array(["a", "b" * (MAX_ROW_BYTES - 100), "c" * 1000])
+        texts = pa.DictionaryArray.from_arrays(pa.array([0, 2], pa.int32()), values)
+        pq.write_table(pa.table({"prompt": texts}), path, compression="zstd")
+        assert [row.problem for row in PreferenceSet(str(path))] == [None, None]
 
     def test_of_csv(self, tmp_path: Path) -> None:
         path = tmp_path / "pairs.csv"

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from corpus.templates import tokenizer_of
 from hypothesis import given
 from hypothesis import strategies as st
 from support import CHAT_TEMPLATE, make_tokenizer
@@ -10,7 +11,7 @@ from trl.data_utils import extract_prompt
 
 from tgdpo.data.preferences import Row
 from tgdpo.data.rendering import MAX_CHARACTERS, Columns, Reason, Rendered, Renderer, SetAside
-from tgdpo.data.tokenization import adds_bos, control_tokens
+from tgdpo.data.tokenization import begin_of_text_string, control_tokens
 from tgdpo.errors import DataError, ModelError
 
 PLAIN = make_tokenizer(chat=False)
@@ -28,7 +29,7 @@ def renderer(tokenizer: Any, columns: Columns | None = None, **options: Any) -> 
         columns or Columns(),
         control_tokens=control_tokens(tokenizer),
         end_of_turn=tokenizer.eos_token,
-        begin_of_text=tokenizer.bos_token if adds_bos(tokenizer) else "",
+        begin_of_text=begin_of_text_string(tokenizer),
         **options,
     )
 
@@ -229,7 +230,7 @@ class TestSetAside:
     def test_messages(self, message: Any) -> None:
         assert set_aside(CHAT, CHAT_ROW | {"rejected": [message]}).reason == Reason.BAD_MESSAGE
 
-    @pytest.mark.parametrize("content", [None, 3, [{"type": "text", "text": "hi"}]])
+    @pytest.mark.parametrize("content", [None, 3, [], [{"type": "image"}], [{"type": "text", "text": None}], ["hi"]])
     def test_contents(self, content: Any) -> None:
         row = CHAT_ROW | {"prompt": [USER | {"content": content}]}
         assert set_aside(CHAT, row).reason == Reason.NOT_TEXT
@@ -255,6 +256,39 @@ def test_text_that_no_model_reads() -> None:
     ):
         verdict = set_aside(tokenizer, row)
         assert (verdict.reason, verdict.detail[:20]) == (Reason.TOO_LONG, "10000001 characters ")
+
+
+class TestNotes:
+    """Columns that a template could read are named."""
+
+    @staticmethod
+    def notes(row: dict[str, Any], template: str | None) -> list[str]:
+        rows = renderer(tokenizer_of(template))
+        assert rows.notes == []
+        rows.render(Row(0, row))
+        return rows.notes
+
+    def test_of_columns_that_are_given_to_it(self) -> None:
+        row = CHAT_ROW | {"tools": [{"type": "function"}], "chat_template_kwargs": {}, "id": 3}
+        assert self.notes(row, "tools") == ["columns tools, chat_template_kwargs: given to the chat template"]
+        assert self.notes(CHAT_ROW, "tools") == []
+
+    def test_of_columns_that_are_called_like_its_variables(self) -> None:
+        for template, column in (("tools", "enable_thinking"), ("locale", "locale"), ("generation tags", "bos_token")):
+            (note,) = self.notes(CHAT_ROW | {column: "x", "messages": []}, template)
+            assert f"column {column} (" in note
+
+    def test_of_plain_text(self) -> None:
+        assert self.notes(TEXT_ROW | {"tools": []}, None) == ["column tools: not used, the rows are plain text"]
+
+
+def test_what_a_template_says_is_its_own_and_not_the_rows() -> None:
+    """Row text is in no message."""
+    tokenizer = make_tokenizer(chat=True)
+    tokenizer.chat_template = "{{ raise_exception('Unknown words: ' + messages[0].content) }}"
+    assert set_aside(tokenizer, CHAT_ROW).detail == "Unknown words:"
+    tokenizer.chat_template = "{{ raise_exception(messages[0].content) }}"
+    assert set_aside(tokenizer, CHAT_ROW).detail == "TemplateError"
 
 
 class TestWholeSet:

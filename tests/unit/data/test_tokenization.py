@@ -1,11 +1,14 @@
 """Token ids: what the tokenizer gives for the whole text, split where the prompt's text ends."""
 
+import hashlib
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
 import transformers
+from corpus.templates import tokenizer_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support import make_tokenizer
@@ -17,6 +20,7 @@ from tgdpo.data.tokenization import (
     PairTokenizer,
     TokenizedPair,
     adds_bos,
+    begin_of_text,
     chat_template_hash,
     control_tokens,
     require_usable,
@@ -149,6 +153,70 @@ class TestSplit:
         result = encode(TOKENIZERS["metaspace"], plain("a", "ﬁ", "fi"))  # NFKC writes the ligature as two letters
         assert isinstance(result, SetAside)
         assert result.reason == Reason.SAME_RESPONSES
+
+
+class TestBeginOfText:
+    """Prompts begin as the tokenizer begins a text."""
+
+    TWO = tokenizer_of("two")
+
+    def test_with_its_own_tokens(self) -> None:
+        ids = encoded(self.TWO, plain("The sky", " is blue", " is")).ids
+        assert ids.prompt.tolist() == self.TWO("The sky").input_ids
+        assert self.TWO.convert_ids_to_tokens(ids.prompt[:2]) == ["<pad>", "<|im_start|>"]
+
+    def test_which_stay_where_prompts_are_cut(self) -> None:
+        text = plain("abcdefgh", " x", " y")
+        whole, cut = encoded(self.TWO, text).ids.prompt, encoded(self.TWO, text, max_prompt_length=4).ids.prompt
+        assert cut.tolist() == [*whole[:2], *whole[-2:]]
+        verdict = encode(self.TWO, text, max_prompt_length=1)
+        assert isinstance(verdict, SetAside)
+        assert verdict.reason == Reason.PROMPT_TOO_LONG
+
+    def test_is_part_of_the_tokenizers_hash(self) -> None:
+        """Before, nothing was put there, under the hash that a tokenizer without such tokens has."""
+        assert begin_of_text(self.TWO) == [0, 3]
+        assert {name: begin_of_text(each) for name, each in TOKENIZERS.items()} == {
+            "bpe": [1], "chat": [], "metaspace": [1]
+        }  # fmt: skip
+        parts = [self.TWO.backend_tokenizer.to_str(), None, self.TWO.eos_token_id, False]
+        assert tokenizer_hash(self.TWO) != hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        parts = [TOKENIZERS["bpe"].backend_tokenizer.to_str(), 1, 2, True]
+        assert tokenizer_hash(TOKENIZERS["bpe"]) == hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def test_that_cannot_be_told_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tokenizer = make_tokenizer(chat=False)
+        real = type(tokenizer).__call__
+
+        def mixed(self: Any, text: Any, **options: Any) -> Any:
+            found = real(self, text, **options)
+            return found if options else transformers.BatchEncoding({"input_ids": [9, 9]})
+
+        monkeypatch.setattr(type(tokenizer), "__call__", mixed)
+        with pytest.raises(ModelError, match="how the tokenizer begins a text cannot be told"):
+            encode(tokenizer, plain("a", "b", "c"))
+        assert isinstance(encode(tokenizer, Rendered("a", "b", "c", add_bos=False, add_eos=True)), TokenizedPair)
+
+
+class TestMarks:
+    """A mark of a turn is the prompt's, whatever white space it takes."""
+
+    @pytest.mark.parametrize("strip", [{"rstrip": True}, {"rstrip": True, "lstrip": True}])
+    @pytest.mark.parametrize("begin", ["", " ", "\n\n", " \t "])
+    @pytest.mark.parametrize("before", ["", "  "])
+    def test_in_front_of_white_space(self, strip: dict[str, bool], begin: str, before: str) -> None:
+        tokenizer = make_tokenizer(chat=False)
+        tokenizer.add_tokens([tokenizers.AddedToken("<|assistant|>", normalized=False, **strip)], special_tokens=True)
+        prompt = f"Hi{before}<|assistant|>\n"
+        ids = encoded(tokenizer, plain(prompt, f"{begin}blue", f"{begin}green")).ids
+        assert ids.prompt[-1] == tokenizer.convert_tokens_to_ids("<|assistant|>")
+        assert tokenizer.decode(ids.chosen).strip() == "blue</s>"
+
+    def test_that_the_response_writes_is_the_responses(self) -> None:
+        tokenizer = make_tokenizer(chat=False)
+        tokenizer.add_tokens([tokenizers.AddedToken("<|call|>", rstrip=True, normalized=False)], special_tokens=True)
+        ids = encoded(tokenizer, plain("Hi <|", "call|> now", "call|> then")).ids
+        assert ids.chosen[0] == tokenizer.convert_tokens_to_ids("<|call|>")
 
 
 class TestLimits:
