@@ -181,7 +181,7 @@ class OutputFolder:
     def is_begun_with_other_text(self) -> bool:
         """Whether a release that reads some rows in another way has prepared a part of them here, and not all."""
         theirs = self._their_settings()
-        return theirs is not None and begun_by(theirs) in OTHER_TEXT and not self.is_prepared_with({})
+        return theirs is not None and begun_by(theirs) in OTHER_TEXT and not self.holds_tokens_of({})
 
     def recorded(self) -> Fingerprint | None:
         """The fingerprint of the run that is in the folder, finished or not; None where there is none."""
