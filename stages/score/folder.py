@@ -69,10 +69,15 @@ class OutputFolder:
     def __str__(self) -> str:
         return self.store.location
 
-    @property
-    def is_there(self) -> bool:
-        """Whether the folder still holds this run, unfinished."""
-        return self._their_settings() is not None
+    def explain_missing(self, error: FileNotFoundError) -> None:
+        """Raises CacheError where a file is missing since the folder is gone, or another run has started it over."""
+        theirs = self._their_settings()
+        if theirs is None:
+            raise CacheError(
+                f"--output {self} is gone: it was moved or removed while the run was at work",
+                fix="run the same command with its new name; finished work is kept",
+            ) from error
+        self._require_same(self._fingerprint, theirs)
 
     def close(self) -> None:
         """Lets runs with other settings use the folder."""
@@ -234,6 +239,8 @@ class OutputFolder:
 
     def _require_free(self) -> None:
         if self._their_settings() is None and self._holds_something_else():
+            if self.store.file(MANIFEST_NAME).exists():  # another worker has ended the run meanwhile
+                raise FileNotFoundError(str(self._settings))
             raise CacheError(f"--output {self} exists and is no reward cache", fix="name a new or an empty folder")
 
     def require_ours(self) -> None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from ...data.manifest import Manifest
-from ...errors import CacheError, StorageError, TgdpoError
+from ...errors import StorageError, TgdpoError
 from ..console import log, meter, quiet_libraries
 from .check import check_engines, other_plan
 from .config import TEXT_OPTIONS, ScoreConfig
@@ -202,12 +202,8 @@ def or_finished_elsewhere(plan: ScorePlan, folder: OutputFolder, work: Callable[
     except FileNotFoundError as error:
         finished = folder.finished(plan.fingerprint)
         if finished is None:
-            if folder.is_there:
-                raise
-            raise CacheError(
-                f"--output {folder} is gone: it was moved or removed while the run was at work",
-                fix="run the same command with its new name; finished work is kept",
-            ) from error
+            folder.explain_missing(error)
+            raise
         return finished
 
 

@@ -137,17 +137,21 @@ class RunFolder:
             with suppress(OSError):
                 self.path.rmdir()  # a start that was refused has put nothing there
 
-    def explain_missing(self, error: FileNotFoundError) -> NoReturn:
+    def explain_missing(self, error: Exception) -> NoReturn:
         """Says in a TrainingError why a file is missing: the folder is gone, or another process removed it."""
         if not self.path.is_dir():
             raise TrainingError(
                 f"--output {self.output} is gone: it was moved or removed while the run was at work",
                 fix="run the same command with its new name, it is resumed there",
             ) from error
-        raise another_at_work(f"{error.filename or 'a file'} in {self.output}", done="removed") from error
+        file = getattr(error, "filename", None) or "a file"
+        raise another_at_work(f"{file} in {self.output}", done="removed") from error
 
     def require_alone(self) -> None:
         """Raises TrainingError where another process was at work in the run since this one last wrote to it."""
+        record = self._remote.read(RECORD) if self._remote else self._run.read_bytes()
+        if _id_of(record) != self._id:  # one that has started the run over
+            raise another_at_work(self._address(RECORD))
         for log_file in (self._metrics, self._pairs):
             log_file.require_unchanged()
         self.checkpoints.require_known()

@@ -70,8 +70,11 @@ def train(config: TrainConfig, *, start: LoadedModel | None = None, tokenizer: A
             result, repository = _train(config, cache, source, tokenizer, parallel, folder)
             parallel.end()
             is_main, is_first_of_machine = parallel.is_main, parallel.is_first_of_machine
-        except FileNotFoundError as error:
-            folder.explain_missing(error)
+        except Exception as error:
+            # Libraries written in Rust have exceptions of their own.
+            if isinstance(error, FileNotFoundError) or "(os error 2)" in str(error):
+                folder.explain_missing(error)
+            raise
         finally:
             # accelerate keeps its state for the whole process; a second run may have other settings.
             AcceleratorState._reset_state(reset_partial_state=True)
