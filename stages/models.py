@@ -83,6 +83,14 @@ class ModelSource:
             digest.update(path.name.encode() + _weights_sha256(path).encode())
         return digest.hexdigest()
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the model consists of, and no others: configuration, index, weights in their order. Those of an
+        adapter are without its base's. Raises ModelError as `weight_files`."""
+        config = self.folder / ("adapter_config.json" if self.kind == "adapter" else "config.json")
+        index = self.folder / "model.safetensors.index.json"
+        return (config, *([index] if self.kind != "adapter" and index.is_file() else []), *self.weight_files())
+
     def weight_files(self) -> list[Path]:
         """The safetensors files that hold the weights. Raises ModelError where there are none."""
         single = self.folder / ("adapter_model.safetensors" if self.kind == "adapter" else "model.safetensors")
