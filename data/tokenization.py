@@ -91,6 +91,8 @@ def vocabulary_hash(tokenizer: Any) -> str:
 def tokenizer_hash(tokenizer: Any) -> str:
     """SHA-256 of everything that decides the ids of a text: vocabulary, merges, normalisation, special tokens."""
     parts = [tokenizer.backend_tokenizer.to_str(), tokenizer.bos_token_id, tokenizer.eos_token_id, adds_bos(tokenizer)]
+    if getattr(tokenizer, "split_special_tokens", False):
+        parts.append("split_special_tokens")  # the backend does not write it down
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

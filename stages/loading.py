@@ -28,7 +28,7 @@ _ADVICE = {
     "trust_remote_code": "pass --trust-remote-code, once you have read that code",
     "adding_idx": "set pad_token_id in its config.json to null, or to an id below vocab_size",
     "does not recognize this architecture": "install a transformers that knows it",
-    "size mismatch": "save the weights and config.json of one model together",
+    "no attribute 'torch.": "write its dtype without torch., such as float32",
 }
 """What to do about a cause, by a part of it."""
 _LINE = 400
@@ -127,11 +127,12 @@ def load_model(
     if device.type != "cpu" or quantization is not None:
         options["device_map"] = {"": device}
     try:
-        with one_line(f"{source.name} does not load", fix="check that config.json and weights are of one model"):
+        with one_line(f"{source.name} does not load", fix="check its config.json"):
             model, info = auto_model(is_classifier).from_pretrained(
                 str(source.folder),
                 dtype=dtype,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are named below
                 trust_remote_code=source.trust_remote_code,
                 local_files_only=True,
                 output_loading_info=True,
@@ -139,14 +140,23 @@ def load_model(
             )
     except torch.OutOfMemoryError as error:
         raise does_not_fit(source.name, device) from error
+    _require_all_there(source, type(model).__name__, info)
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def _require_all_there(source: ModelSource, architecture: str, info: dict[str, Any]) -> None:
+    for key, held, made in sorted(info["mismatched_keys"]):
+        raise ModelError(
+            f"{source.name} does not load ({key} is {list(held)} in its weights and {list(made)} by its config.json)",
+            fix="put config.json and weights of one model together",
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
-            f"{source.name} lacks weights for {len(missing)} parameters of {type(model).__name__} ({missing[0]} …)",
+            f"{source.name} lacks weights for {len(missing)} parameters of {architecture} ({missing[0]} …)",
             fix="name a complete checkpoint of that architecture",
         )
-    loaded: nn.Module = model.eval()
-    return loaded
 
 
 def auto_model(is_classifier: bool) -> Any:
@@ -176,6 +186,20 @@ def _require_loadable(source: ModelSource, attn_implementation: str | None) -> N
             f"{source.name}: its config.json asks for {attention}, which is not installed",
             fix="choose another by --attn-implementation, such as sdpa",
         )
+
+
+def require_finite(model: nn.Module, name: str) -> None:
+    """Raises ModelError where a weight is infinite or not a number, with the weight's name."""
+    for weight, values in model.named_parameters():
+        if values.is_meta or not values.is_floating_point():
+            continue
+        # Of eight bits torch does not tell.
+        if not torch.isfinite(values.float() if values.element_size() == 1 else values).all():
+            dtype = str(values.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"{name}: {weight} holds values that are not finite in {dtype}",
+                fix="use --dtype bfloat16 or float32" if dtype == "float16" else "use a model with whole weights",
+            )
 
 
 def does_not_fit(name: str, device: torch.device) -> ModelError:
