@@ -94,14 +94,15 @@ class TestFiles:
 
     def test_links_to_blobs_are_read(self, folder: Path, tmp_path: Path) -> None:
         """As the hub's cache, DVC and git-annex lay out a folder."""
-        expected = read_all(RewardCache(folder))
+        expected = RewardCache(folder).to_arrow()
         (tmp_path / "blobs").mkdir()
         for number, path in enumerate(sorted(folder.iterdir())):
             path.rename(tmp_path / "blobs" / str(number))
-            path.symlink_to(Path("..", "blobs", str(number)) if tmp_path == folder.parent else tmp_path / f"blobs/{number}")
+            path.symlink_to(Path("..", "blobs", str(number)))
         assert problems(folder) == []
-        assert read_all(RewardCache(folder)) == expected
+        assert RewardCache(folder).to_arrow() == expected
         RewardCache(folder).require_complete()
+        read_all(RewardCache(folder))
 
     @pytest.mark.parametrize("target", ["part-00000-of-00003.parquet", "gone", SHARD, "/dev/zero", "."])
     def test_a_link_to_something_else(self, target: str, folder: Path) -> None:

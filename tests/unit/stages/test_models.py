@@ -61,18 +61,6 @@ def test_sharded_weights_are_hashed_file_by_file(models: Models, tmp_path: Path)
     assert resolve(source.name, "--model").content_hash != before
 
 
-def test_the_files_of_a_model_are_its_configuration_and_weights(models: Models, tmp_path: Path) -> None:
-    import transformers
-
-    source = resolve(str(models.reference), "--model")
-    assert [path.name for path in source.files] == ["config.json", "model.safetensors"]
-    model = transformers.AutoModelForCausalLM.from_pretrained(models.reference)
-    model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
-    sharded = resolve(str(tmp_path / "sharded"), "--model")
-    assert sharded.files[2:] == tuple(sharded.weight_files())
-    assert [path.name for path in sharded.files[:2]] == ["config.json", "model.safetensors.index.json"]
-
-
 def test_remote_code_needs_a_pinned_commit() -> None:
     with pytest.raises(UsageError, match="pin it with NAME@REVISION"):
         resolve("somebody/something", "--reference", trust_remote_code=True)
