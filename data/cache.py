@@ -244,7 +244,7 @@ class RewardCache:
     def _require(self, problem: str | None) -> None:
         if problem:
             raise CacheError(
-                f"{self.storage}: {problem}", fix="restore the file from a copy, or delete the cache and score again"
+                f"{self.storage}: {problem}", fix="restore the file from a copy, or score again into another --output"
             )
 
 
@@ -266,8 +266,6 @@ def size_problem(storage: Storage, shard: Shard) -> str | None:
     file = storage.files.get(shard.name)
     if file is None:
         return f"{shard.name} is missing"
-    if file.is_link:
-        return f"{shard.name} is a symbolic link, and those are not followed"
     if file.size != shard.bytes:
         return f"{shard.name} has {file.size} bytes, the manifest says {shard.bytes}"
     return None

@@ -1,5 +1,5 @@
 """Bounds on what a chat template may take. It comes with a model and runs in Jinja's sandbox, which stops neither long
-loops nor huge strings."""
+loops nor huge strings and numbers."""
 
 import resource
 import signal
@@ -11,43 +11,59 @@ TEMPLATE_SECONDS = 10.0
 """Processor time of one rendering."""
 TEMPLATE_BYTES = 2**31
 """Memory of one rendering."""
+REPEAT = 1.0
+"""Seconds of processor time until a block that has swallowed the first signal gets the next."""
 
 
-class OverLimitError(Exception):
-    """The block took more time or memory than it may."""
+class OverLimitError(BaseException):
+    """The block took more time, memory or depth than it may. No Exception: Jinja evaluates constants under `except
+    Exception`, and would go on where it was told to stop."""
 
 
 @contextmanager
 def limited(seconds: float = TEMPLATE_SECONDS, size: int = TEMPLATE_BYTES) -> Iterator[None]:
-    """Ends the block where it takes too much; two system calls a limit, so that it can stand around every row.
+    """Ends the block where it takes too much. A limit costs two system calls, so it can be set around every row.
 
-    Time is limited in the main thread alone, memory on Linux alone.
+    Time is limited in the main thread only, memory on Linux only.
 
     Raises:
-        OverLimitError: it took more than `seconds` of processor time, or more than `size` bytes of further memory.
+        OverLimitError: it took more than `seconds` of processor time, more than `size` bytes of further memory, or
+            more nested calls than Python allows.
     """
     try:
         with _limited_memory(size), _limited_time(seconds):
             yield
     except MemoryError:
         raise OverLimitError(f"more than {size / 2**30:.3g} GiB of memory") from None
+    except RecursionError:
+        raise OverLimitError("more nested calls than Python allows") from None
 
 
 @contextmanager
 def _limited_time(seconds: float) -> Iterator[None]:
+    late, inside = False, True
+
     def stop(*_: object) -> None:
-        raise OverLimitError(f"more than {seconds:g} s")
+        nonlocal late
+        late = True
+        if inside:
+            raise OverLimitError(f"more than {seconds:g} s")
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, REPEAT)
     try:
-        yield
+        try:
+            yield
+        finally:
+            inside = False
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+    if late:  # the block caught everything, this included
+        raise OverLimitError(f"more than {seconds:g} s")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A folder to read from, on this machine or at an fsspec URL: s3://bucket/cache, gs://…, hf://datasets/…, memory://…"""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,10 +17,9 @@ from .addresses import credentials_in, is_url, local_path, require_package
 
 
 class File(NamedTuple):
-    """A file of the folder."""
+    """A file of the folder, or what a link there leads to."""
 
     size: int
-    is_link: bool
 
 
 class Storage:
@@ -60,9 +60,9 @@ class Storage:
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise CacheError(f"{self} is no folder", fix="name the --output folder of tgdpo score") from error
             return {
-                entry["name"].rstrip("/").rpartition("/")[2]: File(entry["size"] or 0, entry.get("islink", False))
+                entry["name"].rstrip("/").rpartition("/")[2]: File(entry["size"] or 0)
                 for entry in entries
-                if entry["type"] == "file" or entry.get("islink", False)
+                if entry["type"] == "file" or (entry.get("islink") and os.path.isfile(entry["name"]))
             }
 
     def path(self, name: str) -> str:

@@ -111,6 +111,8 @@ def tokenizer_hash(tokenizer: Any) -> str:
     # Whether BOS comes first is what 0.1.0 knew; of other beginnings the ids are named.
     known = adds_bos(tokenizer) if begin in ([], [bos]) else begin
     parts = [tokenizer.backend_tokenizer.to_str(), bos, tokenizer.eos_token_id, known]
+    if getattr(tokenizer, "split_special_tokens", False):
+        parts.append("split_special_tokens")  # the backend does not write it down
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

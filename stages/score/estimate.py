@@ -20,9 +20,10 @@ from ...data.cache import pair_ids_of
 from ...data.preferences import Row
 from ...data.schema import write_parquet
 from ...data.tokenization import PairIds
-from ...errors import DataError, ModelError
+from ...errors import DataError
 from ..console import log, meter, quiet_libraries
 from ..hardware import Gpu, ModelSize, forward_flops, gpu_named, size_of
+from ..loading import auto_model, load_configuration, one_line
 from ..models import ModelSource
 from .config import ScoreConfig
 from .engines import PairScores
@@ -94,18 +95,11 @@ def scorer(source: ModelSource, dtype: torch.dtype) -> Scorer:
     Raises:
         ModelError: transformers does not know the architecture.
     """
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(
-            str(source.folder), trust_remote_code=source.trust_remote_code, local_files_only=True
+    config = load_configuration(source)
+    with one_line(f"{source.name}: its size cannot be told", fix="check its config.json"), torch.device("meta"):
+        model = auto_model(source.kind == "token-classification").from_config(
+            config, trust_remote_code=source.trust_remote_code
         )
-        is_classifier = source.kind == "token-classification"
-        auto = transformers.AutoModelForTokenClassification if is_classifier else transformers.AutoModelForCausalLM
-        with torch.device("meta"):
-            model = auto.from_config(config, trust_remote_code=source.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        raise ModelError(f"{source.name}: its size cannot be told ({error})", fix="check its config.json") from error
     return Scorer(source.name, size_of(model), dtype)
 
 

@@ -59,7 +59,13 @@ def _base_of(adapter: ModelSource, option: str, find: Find, known: Sequence[Mode
     if not adapter.base_name:
         raise ModelError(f"{option}: the adapter names no base model", fix="save it with peft again")
     at_hand = next((source for source in known if source.name == adapter.base_name), None)
-    return at_hand or find(adapter.base_name, f"{option} has the base")
+    base = at_hand or find(adapter.base_name, f"{option} has the base")
+    if base.kind == "adapter":
+        raise ModelError(
+            f"{option} is an adapter on {base.name}, which is an adapter too",
+            fix="merge that into its base, and name the result in adapter_config.json (base_model_name_or_path)",
+        )
+    return base
 
 
 def reference_and_base(

@@ -37,6 +37,11 @@ class LoadedModel(ModelSource):
         return digest.hexdigest()
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """None: it is in memory."""
+        return ()
+
+    @property
     def is_adapted(self) -> bool:
         """Whether it has a PEFT adapter, which alone is trained and saved."""
         return hasattr(self.model, "peft_config")

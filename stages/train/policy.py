@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ...errors import ModelError
+from ..loading import require_finite
 from ..models import ModelSource, add_adapter, load_model, pick_dtype, resolve
 from .config import TrainConfig
 from .loaded import LoadedModel
@@ -60,6 +61,7 @@ def _load_merged(config: TrainConfig, source: ModelSource, device: torch.device)
     if source.kind == "adapter":
         merged: Any = add_adapter(model, source)
         model = merged.merge_and_unload().requires_grad_(True)
+    require_finite(model, f"--model {source.name}")
     return model
 
 

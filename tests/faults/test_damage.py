@@ -80,10 +80,10 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "replaced by another": lambda cache: shutil.copy(cache / SECOND, cache / FIRST),
     "deleted": lambda cache: (cache / FIRST).unlink(),
     "a folder now": lambda cache: ((cache / FIRST).unlink(), (cache / FIRST).mkdir()),
-    "a link to another file": lambda cache: (
-        (cache / FIRST).rename(cache.parent / "elsewhere"),
-        (cache / FIRST).symlink_to(cache.parent / "elsewhere"),
-    ),
+    "a link to another": lambda cache: ((cache / FIRST).unlink(), (cache / FIRST).symlink_to(cache / SECOND)),
+    "a link to a device": lambda cache: ((cache / FIRST).unlink(), (cache / FIRST).symlink_to("/dev/zero")),
+    "a link to nothing": lambda cache: ((cache / FIRST).unlink(), (cache / FIRST).symlink_to(cache / "gone")),
+    "a link to itself": lambda cache: ((cache / FIRST).unlink(), (cache / FIRST).symlink_to(cache / FIRST)),
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import transformers
 from support import (
     CHAT_ROWS,
@@ -50,7 +51,7 @@ def unloadable_chat(chat_models: Models, tmp_path_factory: pytest.TempPathFactor
 def without_weights(models: Models, folder: Path) -> Models:
     for name in ("reference", "guidance"):
         shutil.copytree(getattr(models, name), folder / name)
-        (folder / name / "model.safetensors").write_bytes(b"no weights")
+        safetensors.torch.save_file({}, folder / name / "model.safetensors")
     return Models(folder / "reference", folder / "guidance")
 
 

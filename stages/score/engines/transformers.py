@@ -15,8 +15,8 @@ from ....data.tokenization import PairIds
 from ....errors import ModelError
 from ...budget import TokenBudget, token_budget
 from ...console import warn
+from ...loading import add_adapter, does_not_fit, load_model, require_finite
 from ...logps import ResponseLogps, ResponseRewards, to_device
-from ...models import add_adapter, does_not_fit, load_model
 from ..samples import Draws, PairSamples
 from . import Engine, EngineSpec, OnBatch, PairScores
 
@@ -78,7 +78,7 @@ class TransformersEngine(Engine):
         again in float32, where that is possible.
 
         Raises:
-            ModelError: a single pair does not fit in the device's memory.
+            ModelError: a single pair does not fit in the device's memory, or weights are not finite, and no score is.
         """
         return self._run(self._scores, pairs, pairs, on_batch)
 
@@ -102,6 +102,8 @@ class TransformersEngine(Engine):
         suspicious = [i for i, result in results.items() if not result.finite]
         if suspicious:
             results |= self._again_in_float32(compute, {i: jobs[i] for i in suspicious})
+            if not any(result.finite for result in results.values()):
+                require_finite(self._model, self.name)  # then no row is to blame
         return [results[i] for i in range(len(pairs))]
 
     def _again_in_float32(

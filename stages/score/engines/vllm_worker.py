@@ -307,17 +307,31 @@ def _advice(error: Exception) -> str:
 
 @contextmanager
 def _merged(spec: EngineSpec) -> Iterator[Path]:
-    """The model's folder; with an adapter, a temporary one that holds the base with the adapter merged in.
+    """The model's folder; with an adapter, a temporary one that holds the base with the adapter merged in, and with
+    further safetensors files in it, one of links to the model's own: vLLM reads whatever weights there are.
 
     Raises:
         ModelError: the adapter does not fit, or cannot be merged.
     """
-    if spec.adapter is None:
+    files = spec.source.files
+    if spec.adapter is None and set(spec.source.folder.glob("*.safetensors")) <= set(files):
         yield spec.source.folder
         return
-    with tempfile.TemporaryDirectory(prefix="tgdpo-merged-") as name:
-        _write_merged(spec, Path(name))
+    with tempfile.TemporaryDirectory(prefix="tgdpo-model-") as name:
+        if spec.adapter is None:
+            link(spec.source.folder, files, Path(name))
+        else:
+            _write_merged(spec, Path(name))
         yield Path(name)
+
+
+def link(folder: Path, files: Sequence[Path], target: Path) -> None:
+    """Makes `target` a copy of `folder` in which these are the only weights, by links."""
+    others = [path for path in folder.iterdir() if path.is_file() and path.suffix not in (".safetensors", ".py")]
+    for path in {*files, *others}:
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(path.resolve())
 
 
 def _write_merged(spec: EngineSpec, folder: Path) -> None:

@@ -9,6 +9,20 @@ import pytest
 from tgdpo.data.limits import OverLimitError, limited
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+LONG = {
+    "a loop": LOOPS,
+    "a power": "{% set n = 9 %}{{ (9**(9**n)) is odd }}",
+    "a constant power, which Jinja folds while it compiles": "{% set x = 9**(9**9) %}",
+    "a constant power among others": "{% if 0 %}{{ 9**(9**8) }}{% endif %}" * 3,
+    "a quotient": "{% set n = 7 %}{% set x = 9**(9**n) // 7**(9**n - 3) %}",
+    "a sort": "{% set x = namespace(l=[]) %}{% for i in range(99999) %}"
+    "{% set x.l = (range(99999) | list * 10) | sort %}{% endfor %}",
+}
+DEEP = {
+    "a macro that calls itself": "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+    "brackets": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "filters": "{{ 1" + " | abs" * 20000 + " }}",
+}
 HUGE = [
     "{{ 'a' * 10**10 }}",
     "{{ 'a' | center(10**10) }}",
@@ -27,6 +41,35 @@ def test_an_endless_loop_is_ended() -> None:
     with pytest.raises(OverLimitError, match=r"more than 0\.2 s"), limited(seconds=0.2):
         render(LOOPS)
     assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("template", LONG)
+def test_the_time_is_limited_whatever_a_template_does(template: str) -> None:
+    start = time.process_time()
+    with pytest.raises(OverLimitError, match=r"more than 0\.2 s|memory"), limited(seconds=0.2):
+        render(LONG[template])
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("template", DEEP)
+def test_a_template_that_nests_without_end(template: str) -> None:
+    with pytest.raises(OverLimitError, match="nested calls"), limited():
+        render(DEEP[template])
+
+
+def swallow(times: int) -> None:
+    """Runs until it was stopped so many times."""
+    while times:
+        try:
+            while True:
+                pass
+        except BaseException:
+            times -= 1
+
+
+def test_a_block_that_catches_everything_is_late_all_the_same() -> None:
+    with pytest.raises(OverLimitError, match=r"more than 0\.1 s"), limited(seconds=0.1):
+        swallow(2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit memory")

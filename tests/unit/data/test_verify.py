@@ -92,11 +92,24 @@ class TestFiles:
         (folder / SHARD).unlink()
         assert problems(folder) == [f"{SHARD} is missing"]
 
-    def test_a_link_to_a_file_elsewhere(self, folder: Path, tmp_path: Path) -> None:
-        (folder / SHARD).rename(tmp_path / "elsewhere")
-        (folder / SHARD).symlink_to(tmp_path / "elsewhere")
+    def test_links_to_blobs_are_read(self, folder: Path, tmp_path: Path) -> None:
+        """As the hub's cache, DVC and git-annex lay out a folder."""
+        expected = RewardCache(folder).to_arrow()
+        (tmp_path / "blobs").mkdir()
+        for number, path in enumerate(sorted(folder.iterdir())):
+            path.rename(tmp_path / "blobs" / str(number))
+            path.symlink_to(Path("..", "blobs", str(number)))
+        assert problems(folder) == []
+        assert RewardCache(folder).to_arrow() == expected
+        RewardCache(folder).require_complete()
+        read_all(RewardCache(folder))
+
+    @pytest.mark.parametrize("target", ["part-00000-of-00003.parquet", "gone", SHARD, "/dev/zero", "."])
+    def test_a_link_to_something_else(self, target: str, folder: Path) -> None:
+        (folder / SHARD).unlink()
+        (folder / SHARD).symlink_to(target)
         assert len(problems(folder)) == 1
-        with pytest.raises(CacheError, match=SHARD):
+        with pytest.raises(CacheError, match=f"{SHARD}.*score again into another --output"):
             RewardCache(folder).require_complete()
 
     def test_one_too_many(self, folder: Path) -> None:
