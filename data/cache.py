@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import CacheError, UsageError
+from .inputs import Stamp, stamp_of
 from .manifest import Manifest, Shard
 from .schema import METADATA_KEY, SAMPLES_SCHEMA, shard_metadata, shard_schema
 from .storage import Storage
@@ -75,7 +76,7 @@ class RewardCache:
     def __init__(self, folder: str | Path) -> None:
         self.storage = Storage(folder)
         self.manifest = Manifest.read(self.storage)
-        self._checked: set[int] = set()
+        self._checked: dict[int, Stamp | None] = {}
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -141,7 +142,9 @@ class RewardCache:
         """
         self._require_unchanged(number)
         with self.open_shard(number) as file:
-            return file.read()
+            table = file.read()
+        self._require_unchanged(number)  # nor while it was read
+        return table
 
     def read_pairs(
         self, group: RowGroup, further: Sequence[str] = (), vocabulary: int | None = None
@@ -161,6 +164,7 @@ class RewardCache:
         self._require_unchanged(group.shard)
         columns = ["pair_id", *_IDS, *_SCORES, *further]
         table = self.read_row_group(group, list(dict.fromkeys(columns)))
+        self._require_unchanged(group.shard)  # nor while it was read
         for problem in ids_problems(table, vocabulary):
             raise CacheError(
                 f"{self.storage.path(self.manifest.shards[group.shard].name)}: {problem}",
@@ -237,9 +241,11 @@ class RewardCache:
             self._require_unchanged(number)
 
     def _require_unchanged(self, number: int) -> None:
-        if number not in self._checked:
+        name = self.manifest.shards[number].name
+        stamp = stamp_of(Path(self.storage.path(name))) if self.storage.is_local else None
+        if number not in self._checked or self._checked[number] != stamp:
             self._require(shard_problem(self.storage, self.manifest.shards[number]))
-            self._checked.add(number)
+            self._checked[number] = stamp
 
     def _require(self, problem: str | None) -> None:
         if problem:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from ..errors import DataError, UsageError
 from .addresses import local_path
 from .dataset_folder import find_files, require_split
-from .files import sha256_file
+from .inputs import Inputs
 from .row_files import SUFFIXES, bare_suffix, first_line, parquet_rows, read_file
 
 NAMED_FILES = 3
@@ -64,6 +64,7 @@ class PreferenceSet:
         self._files: list[Path] = []
         self._dataset: Any = None
         self._saved_files: list[Path] = []
+        self._inputs = Inputs()
         path = Path(name).expanduser()
         if path.is_file():
             _require_known_suffix(path)
@@ -129,9 +130,18 @@ class PreferenceSet:
         if not files:
             digest.update(str(self._dataset._fingerprint).encode())
         for path in files:
-            digest.update(sha256_file(path).encode())
+            digest.update(self._inputs.sha256(path).encode())
         digest.update(f"limit={self.limit}".encode())
         return digest.hexdigest()
+
+    def require_unchanged(self) -> None:
+        """Raises DataError where a file has changed since `fingerprint` read it."""
+        path = self._inputs.changed()
+        if path is not None:
+            raise DataError(
+                f"--dataset {self.name} has changed while it was in use: {path} is not what it was when the run began",
+                fix="leave the files of a run alone until it has ended, and run the same command again",
+            )
 
 
 def _looks_like_a_path(name: str) -> bool:

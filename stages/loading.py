@@ -141,6 +141,7 @@ def load_model(
     except torch.OutOfMemoryError as error:
         raise does_not_fit(source.name, device) from error
     _require_all_there(source, type(model).__name__, info)
+    source.require_unchanged()
     loaded: nn.Module = model.eval()
     return loaded
 
@@ -238,6 +239,7 @@ def add_adapter(model: nn.Module, adapter: ModelSource, *, trainable: bool = Fal
     ):
         wrapped: Any = peft.PeftModel.from_pretrained(model, str(adapter.folder), is_trainable=trainable)
     _require_all_used(wrapped, adapter, [str(warning.message) for warning in said])
+    adapter.require_unchanged()
     result: nn.Module = wrapped.eval()
     return result
 

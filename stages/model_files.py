@@ -10,14 +10,14 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from ..data.files import sha256_file
+from ..data.inputs import Inputs
 from ..errors import ModelError
 
 Kind = Literal["causal-lm", "token-classification", "adapter"]
@@ -42,6 +42,8 @@ class ModelSource:
     kind: Kind
     config: dict[str, Any]
     trust_remote_code: bool = False
+    inputs: Inputs = field(default_factory=Inputs, compare=False, repr=False)
+    """The files that `content_hash` stands for."""
 
     @property
     def base_name(self) -> str | None:
@@ -165,8 +167,13 @@ class ModelSource:
         """SHA-256 over configuration, weights and code that may run: equal for copies of one model, wherever they lie.
 
         Raises:
-            ModelError: as `weight_files` and `require_whole`.
+            ModelError: as `weight_files` and `require_whole`, or its configuration has changed since it was found.
         """
+        path = self.folder / (ADAPTER_CONFIG if self.kind == "adapter" else CONFIG)
+        if path.is_file():  # beside a tokenizer there may be none
+            self.inputs.sha256(path)
+            if read_json(path) != self.config:
+                raise _changed(self.name, path)
         config = {key: value for key, value in self.config.items() if key not in _IRRELEVANT_CONFIG}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         files = self.weight_files()
@@ -175,9 +182,22 @@ class ModelSource:
         names = [path.name for path in files] + [str(path.relative_to(self.folder)) for path in code]
         # Behind a link of the hub's cache too: what is written through it leaves the blob its name.
         with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
-            for name, content in zip(names, pool.map(sha256_file, files + code), strict=True):
+            for name, content in zip(names, pool.map(self.inputs.sha256, files + code), strict=True):
                 digest.update(name.encode() + content.encode())
         return digest.hexdigest()
+
+    def require_unchanged(self) -> None:
+        """Raises ModelError where a file has changed since `content_hash` was computed. Before, nothing is compared."""
+        path = self.inputs.changed()
+        if path is not None:
+            raise _changed(self.name, path)
+
+
+def _changed(name: str, path: Path) -> ModelError:
+    return ModelError(
+        f"{name} has changed while it was in use: {path} is not what it was when the run began",
+        fix="leave the files of a run alone until it has ended, and run the same command again",
+    )
 
 
 def require_whole(name: str, files: Sequence[Path]) -> None:

@@ -71,6 +71,8 @@ class Pass:
 
     def write(self, shard: int, scores: Results) -> None:
         """Publishes what the pass makes of a shard, unless another worker was first."""
+        for model in filter(None, (self.spec.source, self.spec.adapter)):
+            model.require_unchanged()
         table = self._columns(shard, scores)
         if self.is_last:
             others = {role: self.folder.scores(role, shard) for role in self.parts if role != self.role}

@@ -118,6 +118,7 @@ def _prepare_shards(plan: FreshPlan, folder: OutputFolder, wanted: Callable[[int
                 progress.advance(len(batch))
                 writer.check()
             if builder:
+                plan.preferences.require_unchanged()
                 writer.submit(partial(builder.write, folder, shard))
     if rows == 0:
         raise DataError(f"--dataset {plan.preferences.name} has no rows", fix="name a file with preference pairs")

@@ -176,7 +176,8 @@ class RunFolder:
         return self.checkpoints.exist() or any(record["step"] > 0 for record in self._metrics.read())
 
     def _require_same(self, record: dict[str, Any]) -> None:
-        theirs = self._their_options() | record["identity"]
+        # What an earlier version did not note of its inputs cannot be compared.
+        theirs = self._their_options() | self._identity | record["identity"]
         require_same_settings(self.settings, theirs, f"--output {self.output} holds a run")
         if self._config.resume == "never":
             raise TrainingError(
@@ -248,7 +249,7 @@ class RunFolder:
         if problem:
             raise TrainingError(f"--resume {named} is no whole checkpoint: {problem}", fix="name another")
         values = read_state(named).values
-        require_same_settings(self.settings, values["settings"], f"--resume {named} is of a run")
+        require_same_settings(self.settings, self._identity | values["settings"], f"--resume {named} is of a run")
         require_same_steps(values, f"--resume {named} is of a run")
         return int(values["step"])
 

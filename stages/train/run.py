@@ -27,7 +27,7 @@ from .parallel import Parallel
 from .quantization import require_quantization
 from .recorded import as_begun
 from .sampled import estimates_kl
-from .shapes import find_shape
+from .shapes import find_shape, shape_identity
 from .trackers import require_installed
 
 
@@ -98,7 +98,8 @@ def _train(
 
     def claim() -> Start:
         nonlocal repository
-        start = folder.claim({"cache_sha256": cache.content_hash, "model_sha256": source.content_hash}, history)
+        identity = {"cache_sha256": cache.content_hash, "model_sha256": source.content_hash}
+        start = folder.claim(identity | shape_identity(config.f_shape), history)
         repository = open_repository(config) if config.push_to_hub else None
         return start
 
