@@ -7,7 +7,6 @@ workers that share an output folder need nothing else to share.
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -29,7 +28,7 @@ from .reuse import ReusePlan
 from .reused_pairs import prepare_reused
 from .samples import SAMPLES
 from .share import WHOLE, Share
-from .upgrade import differing
+from .template_day import as_recorded
 
 Outcome = TypeVar("Outcome")
 
@@ -48,10 +47,14 @@ def score(config: ScoreConfig) -> Manifest | None:
     with closing(OutputFolder(config.output)) as folder:
         plan = plan_in(folder, config)
         share = Share.parse(config.worker) if config.worker else WHOLE
-        finished = finished_already(plan, folder)
-        if finished is not None:
-            return finished
-        return or_finished_elsewhere(plan, folder, lambda: ScoreRun(plan, folder, share).finish())
+
+        def work(plan: ScorePlan) -> Manifest | None:
+            finished = finished_already(plan, folder)
+            if finished is not None:
+                return finished
+            return or_finished_elsewhere(plan, folder, lambda: ScoreRun(plan, folder, share).finish())
+
+        return on_recorded_day(plan, folder, work)
 
 
 def plan_in(folder: OutputFolder, config: ScoreConfig, *, device: torch.device | None = None) -> ScorePlan:
@@ -61,10 +64,21 @@ def plan_in(folder: OutputFolder, config: ScoreConfig, *, device: torch.device |
     files say the same.
     """
     recorded = folder.recorded()
-    if recorded is None:
-        return plan_score(config, device=device)
-    plan = plan_score(config.as_begun(recorded, TEXT_OPTIONS), device=device)
-    return plan if differing(plan.fingerprint, recorded) else replace(plan, fingerprint=recorded)
+    plan = plan_score(config if recorded is None else config.as_begun(recorded, TEXT_OPTIONS), device=device)
+    recorded = folder.recorded()  # again: another worker may have begun while models were hashed
+    return plan if recorded is None else as_recorded(plan, recorded)
+
+
+def on_recorded_day(plan: ScorePlan, folder: OutputFolder, work: Callable[[ScorePlan], Outcome]) -> Outcome:
+    """What `work` returns for the plan. Where another worker began the run on another day after the plan was made, for
+    the plan on that day."""
+    try:
+        return work(plan)
+    except CacheError:
+        again = as_recorded(plan, folder.recorded() or {})
+        if again.fingerprint == plan.fingerprint:
+            raise
+        return work(again)
 
 
 def finished_already(plan: ScorePlan, folder: OutputFolder) -> Manifest | None:
