@@ -158,8 +158,15 @@ class StoredFile:
 
     def parsed(self, content: bytes, parse: Callable[[bytes], Answer]) -> Answer:
         """What `parse` makes of the file's content. Raises CacheError where that is damaged."""
+        try:
+            with self._damage_named():
+                return parse(content)
+        except CacheError:
+            again = self.store.read(self.path)
+            if again == content:
+                raise
         with self._damage_named():
-            return parse(content)
+            return parse(again)  # it was damaged on its way
 
     @contextmanager
     def _damage_named(self) -> Iterator[None]:
