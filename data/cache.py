@@ -299,8 +299,8 @@ def shard_problem(storage: Storage, shard: Shard) -> str | None:
         return None  # it was damaged on its way
     if again != found:
         raise CacheError(
-            f"{storage.path(shard.name)} arrives with other bytes each time: what lies between damages it",
-            fix="check the network and its proxies, and run the same command again",
+            f"{storage.path(shard.name)} arrives with other bytes each time it is read",
+            fix="check the network and its proxies: something there changes what is sent",
         )
     return f"{shard.name} has changed (its SHA-256 is not the manifest's)"
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import CacheError, StorageError, UsageError
+from ..errors import CacheError, StorageError, UsageError, is_out_of_memory
 from .storage import open_url
 from .store import PROBE, Answer, Store, Write
 from .store_errors import Refusal, has_no_bucket, refusal
@@ -183,7 +183,7 @@ class ObjectStore(Store):
                 self._has_answered = True
                 raise
             except Exception as error:
-                if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+                if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
                     raise
                 refused = refusal(error, lambda: self._files.ls(self._root, detail=False))
                 is_late = time.monotonic() + pause > until

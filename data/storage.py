@@ -11,9 +11,9 @@ import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from ..errors import CacheError, UsageError
+from ..errors import CacheError, UsageError, is_out_of_memory
 from .addresses import credentials_in, is_url, require_package
-from .store_errors import has_no_bucket, refusal
+from .store_errors import arrived, has_no_bucket, refusal
 
 
 class File(NamedTuple):
@@ -75,18 +75,18 @@ class Storage:
     def read(self, name: str) -> bytes:
         """The content of a file."""
         with self._errors_named(self.path(name)):
-            try:
-                content: bytes = self._files.cat_file(self.path(name))
-            except Exception as error:
-                if "checksum" not in type(error).__name__.lower():
-                    raise
-                content = self._files.cat_file(self.path(name))  # it was damaged on its way
+            content: bytes = arrived(lambda: self._files.cat_file(self.path(name)))
             return content
 
     def sha256(self, name: str) -> str:
         """Hexadecimal SHA-256 of a file's bytes, read piece by piece."""
-        with self._errors_named(self.path(name)), self._files.open(self.path(name), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+
+        def read() -> str:
+            with self._files.open(self.path(name), "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+
+        with self._errors_named(self.path(name)):
+            return arrived(read)
 
     @contextmanager
     def parquet(self, name: str) -> Iterator[Any]:
@@ -108,7 +108,7 @@ class Storage:
             # Of remote storage each library has exceptions of its own. A damaged column name is no UTF-8.
             if self.is_local and not isinstance(error, OSError | pa.ArrowException | UnicodeDecodeError):
                 raise
-            if isinstance(error, MemoryError):
+            if is_out_of_memory(error):
                 raise
             if isinstance(error, pa.ArrowException) or self.is_local:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]

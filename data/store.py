@@ -172,7 +172,7 @@ class StoredFile:
     def _damage_named(self) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, MemoryError):  # Arrow's own of memory is one of both
             raise
         except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
             if isinstance(error, OSError) and error.errno is not None:

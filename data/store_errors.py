@@ -7,7 +7,9 @@ expired. Asked for a listing, the store says what it means.
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+Answer = TypeVar("Answer")
 
 _REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301", "307")
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
@@ -16,6 +18,8 @@ _CLOCK = ("RequestTimeTooSkewed", "RequestInTheFuture")
 _DENIED = ("AccessDenied", "AllAccessDisabled", "AccountProblem", "Forbidden", "401", "403")
 _BUSY = ("SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "TooManyRequests", "429", "503")
 NO_BUCKET = "NoSuchBucket"
+_ON_ITS_WAY = ("BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch")
+"""What was sent is not what arrived."""
 _BARE = ("301", "307", "400", "401", "403")
 """Statuses that have several reasons."""
 
@@ -25,6 +29,7 @@ _FIXES = {
     _CLOCK: "set this machine's clock",
     _DENIED: "let the credentials list the bucket, and read, write and delete below this address",
     _BUSY: "wait, or use fewer workers",
+    _ON_ITS_WAY: "check the network and its proxies: something there changes what is sent",
     (NO_BUCKET,): "check the address, or make the bucket",
 }
 _OTHERWISE = "check the address, the credentials and the network"
@@ -81,7 +86,23 @@ def _answer(error: BaseException) -> Refusal:
         if isinstance(response, dict) and isinstance(response.get("Error"), dict):
             return _of_response(response)
     text = getattr(error, "strerror", None) or str(error)
-    return Refusal("", (str(text).strip().splitlines() or [type(error).__name__])[0])
+    code = _ON_ITS_WAY[0] if any(map(_is_of_checksum, _causes(error))) else ""
+    return Refusal(code, (str(text).strip().splitlines() or [type(error).__name__])[0])
+
+
+def _is_of_checksum(error: BaseException) -> bool:
+    """Whether a library compared a checksum: botocore's FlexibleChecksumError, gcsfs's ChecksumError."""
+    return "Checksum" in type(error).__name__
+
+
+def arrived(read: Callable[[], Answer]) -> Answer:
+    """What `read` returns; it is done again where a checksum says that something was damaged on its way."""
+    try:
+        return read()
+    except Exception as error:
+        if not any(map(_is_of_checksum, _causes(error))):
+            raise
+        return read()
 
 
 def _of_response(response: dict[str, Any]) -> Refusal:
