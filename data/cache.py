@@ -131,7 +131,9 @@ class RewardCache:
 
     def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of one row group. Raises CacheError where its bytes are damaged."""
-        return self.read_file(group.shard, lambda file: file.read_row_group(group.number, columns=columns))
+        return self.read_file(
+            group.shard, lambda file: file.read_row_group(group.number, columns=columns, use_threads=False)
+        )
 
     def read_file(self, number: int, read: Callable[[pq.ParquetFile], Content]) -> Content:
         """What `read` takes from a shard. What comes from afar may be damaged on its way, and is then read again.
@@ -155,7 +157,7 @@ class RewardCache:
             CacheError: the shard has changed or is damaged.
         """
         self._require_unchanged(number)
-        return self.read_file(number, pq.ParquetFile.read)
+        return self.read_file(number, partial(pq.ParquetFile.read, use_threads=False))
 
     def read_pairs(
         self, group: RowGroup, further: Sequence[str] = (), vocabulary: int | None = None

@@ -142,8 +142,14 @@ class StoredFile:
         """A Parquet file's rows. Raises CacheError where it is damaged."""
 
         def read(source: Any) -> pa.Table:
-            with self._damage_named():
-                return pq.read_table(source, columns=columns, page_checksum_verification=True)
+            # In this thread, and from afar in few large reads: Arrow's own threads wait for ever where memory is short.
+            is_remote = not isinstance(source, Path)
+            with (
+                self._damage_named(),
+                pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=is_remote) as file,
+            ):
+                table = file.read(columns=columns, use_threads=False)
+                return table if columns is None else table.select(columns)
 
         return self.store.read_with(self.path, read)
 

@@ -180,7 +180,7 @@ def test_memory_that_ends_is_no_damage(tmp_path: Path, monkeypatch: pytest.Monke
     def no_memory(*_: object, **__: object) -> None:
         raise pa.ArrowMemoryError("malloc of size 64 failed")
 
-    monkeypatch.setattr(pq, "read_table", no_memory)
+    monkeypatch.setattr(pq.ParquetFile, "read", no_memory)
     with pytest.raises(pa.ArrowMemoryError):
         store.file("a.parquet").table()
 
