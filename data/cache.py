@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import CacheError, UsageError
+from .decoding import decoding_problem
 from .manifest import Manifest, Shard
-from .schema import METADATA_KEY, SAMPLES_SCHEMA, shard_metadata, shard_schema
+from .schema import METADATA_KEY, shard_metadata, shard_schema
 from .storage import Storage
 from .tokenization import PairIds
 
@@ -305,25 +306,6 @@ def shard_problem(storage: Storage, shard: Shard) -> str | None:
             fix="check the network and its proxies: something there changes what is sent",
         )
     return f"{shard.name} has changed (its SHA-256 is not the manifest's)"
-
-
-def decoding_problem(file: pq.ParquetFile, shard: Shard, samples: int = 0) -> str | None:
-    """Why a shard must not be decoded, or None: a few hundred bytes of Parquet may stand for gigabytes.
-
-    What this package writes has no dictionaries, by which a page refers to one value any number of times, and no more
-    values than the manifest says.
-    """
-    tokens = shard.prompt_tokens + shard.chosen_tokens + shard.rejected_tokens
-    for number in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(number)
-        for column in map(group.column, range(group.num_columns)):
-            if column.has_dictionary_page or any("DICTIONARY" in encoding for encoding in column.encodings):
-                return f"{shard.name} holds dictionaries, which no shard of this format does"
-            times = samples if column.path_in_schema.partition(".")[0] in SAMPLES_SCHEMA.names else 1
-            # A list without values counts as one.
-            if column.num_values > times * tokens + group.num_rows:
-                return f"{shard.name} holds more values than the manifest says"
-    return None
 
 
 def list_arrays(table: pa.Table, column: str) -> list[npt.NDArray[np.generic]]:
