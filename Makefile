@@ -26,7 +26,7 @@ test-faults: $(VENV)/.installed-dev
 # All of each, in hours.
 faults: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 TGDPO_KILLS=20 TGDPO_SCORE_KILLS=100 TGDPO_SYSCALL_STEP=1 TGDPO_FLIPS=1000 TGDPO_FUZZ=100000 \
-		TGDPO_COMMANDS=40 \
+		TGDPO_COMMANDS=40 TGDPO_MEMORY_LIMITS=12 \
 		$(BIN)/python -m pytest tests/faults
 
 # The documentation site, in site/html/. A broken link or reference is an error.

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .errors import TgdpoError, UsageError
+from .errors import TgdpoError, UsageError, is_out_of_memory
 from .pipeline.options import options_of
 from .stages.console import degrade_stdout, is_main_process, printable
 from .stages.inspect.config import InspectConfig
@@ -304,13 +304,13 @@ def _exit_code(received: list[int]) -> int:
         return _fail(f"{message} (tgdpo --help lists what there is)", 2) if message else 2
     except (KeyboardInterrupt, typer.Abort):
         result = 130
-    except MemoryError:
-        return _fail("this machine's memory is not enough: end other programs, or use a larger one", 1)
     except BrokenPipeError:
         # Who read the output, head say, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Exception as error:
+        if is_out_of_memory(error):
+            return _fail("this machine's memory is not enough: end other programs, or use a larger one", 1)
         message = _write_problem(_os_error(error))
         if message is None:
             raise

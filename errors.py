@@ -1,5 +1,19 @@
 """The errors that a user may meet. Each says what was set, why it cannot work and what to do, in one line."""
 
+import errno
+
+_NO_MEMORY = (
+    *("can't start new thread", "not enough memory", "can't allocate memory", "Cannot allocate memory"),
+    *("std::bad_alloc", "failed to map segment from shared object"),
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this machine's memory, or the limit of it, has ended: each library has an error of its own for that."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError | OSError | ImportError) and any(text in str(error) for text in _NO_MEMORY)
+
 
 class TgdpoError(Exception):
     """Base of all expected errors; the command line prints it as one line and exits with `exit_code`.

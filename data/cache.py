@@ -1,12 +1,12 @@
 """Reads a reward cache: a folder of Parquet shards and their manifest, on disk or at an fsspec URL."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import CacheError, UsageError
+from .decoding import decoding_problem
 from .inputs import Stamp, stamp_of
 from .manifest import Manifest, Shard
-from .schema import METADATA_KEY, SAMPLES_SCHEMA, shard_metadata, shard_schema
+from .schema import METADATA_KEY, shard_metadata, shard_schema
 from .storage import Storage
 from .tokenization import PairIds
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import datasets
     import pandas as pd
 
+Content = TypeVar("Content")
 Scores = npt.NDArray[np.float32]
 HASHED_AT_START = 2**28
 """Bytes of shards; a fraction of a second."""
@@ -131,8 +133,24 @@ class RewardCache:
 
     def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of one row group. Raises CacheError where its bytes are damaged."""
-        with self.open_shard(group.shard) as file:
-            return file.read_row_group(group.number, columns=columns)
+        return self.read_file(
+            group.shard, lambda file: file.read_row_group(group.number, columns=columns, use_threads=False)
+        )
+
+    def read_file(self, number: int, read: Callable[[pq.ParquetFile], Content]) -> Content:
+        """What `read` takes from a shard. What comes from afar may be damaged on its way, and is then read again.
+
+        Raises:
+            CacheError: it is damaged.
+        """
+        try:
+            with self.open_shard(number) as file:
+                return read(file)
+        except CacheError:
+            if self.storage.is_local:
+                raise
+        with self.open_shard(number) as file:
+            return read(file)
 
     def read_shard(self, number: int) -> pa.Table:
         """All rows and columns of a shard, once its SHA-256 was compared with the manifest's.
@@ -141,8 +159,7 @@ class RewardCache:
             CacheError: the shard has changed or is damaged.
         """
         self._require_unchanged(number)
-        with self.open_shard(number) as file:
-            table = file.read()
+        table = self.read_file(number, partial(pq.ParquetFile.read, use_threads=False))
         self._require_unchanged(number)  # nor while it was read
         return table
 
@@ -185,8 +202,7 @@ class RewardCache:
             raise UsageError(f"the cache has no column {unknown[0]}", fix=f"there are {', '.join(self.schema.names)}")
         tables = []
         for number in range(len(self.manifest.shards)):
-            with self.open_shard(number) as file:
-                tables.append(file.read(columns=wanted))
+            tables.append(self.read_file(number, partial(pq.ParquetFile.read, columns=wanted)))
         schema = pa.schema([self.schema.field(name) for name in wanted])
         # Each shard's metadata is its own.
         return pa.concat_tables([table.select(wanted).cast(schema) for table in tables] or [schema.empty_table()])
@@ -280,28 +296,20 @@ def size_problem(storage: Storage, shard: Shard) -> str | None:
 def shard_problem(storage: Storage, shard: Shard) -> str | None:
     """What is wrong with the bytes of a shard's file, or None."""
     problem = size_problem(storage, shard)
-    if problem is None and storage.sha256(shard.name) != shard.sha256:
-        return f"{shard.name} has changed (its SHA-256 is not the manifest's)"
-    return problem
-
-
-def decoding_problem(file: pq.ParquetFile, shard: Shard, samples: int = 0) -> str | None:
-    """Why a shard must not be decoded, or None: a few hundred bytes of Parquet may stand for gigabytes.
-
-    What this package writes has no dictionaries, by which a page refers to one value any number of times, and no more
-    values than the manifest says.
-    """
-    tokens = shard.prompt_tokens + shard.chosen_tokens + shard.rejected_tokens
-    for number in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(number)
-        for column in map(group.column, range(group.num_columns)):
-            if column.has_dictionary_page or any("DICTIONARY" in encoding for encoding in column.encodings):
-                return f"{shard.name} holds dictionaries, which no shard of this format does"
-            times = samples if column.path_in_schema.partition(".")[0] in SAMPLES_SCHEMA.names else 1
-            # A list without values counts as one.
-            if column.num_values > times * tokens + group.num_rows:
-                return f"{shard.name} holds more values than the manifest says"
-    return None
+    if problem:
+        return problem
+    found = storage.sha256(shard.name)
+    if found == shard.sha256:
+        return None
+    again = found if storage.is_local else storage.sha256(shard.name)
+    if again == shard.sha256:
+        return None  # it was damaged on its way
+    if again != found:
+        raise CacheError(
+            f"{storage.path(shard.name)} arrives with other bytes each time it is read",
+            fix="check the network and its proxies: something there changes what is sent",
+        )
+    return f"{shard.name} has changed (its SHA-256 is not the manifest's)"
 
 
 def list_arrays(table: pa.Table, column: str) -> list[npt.NDArray[np.generic]]:

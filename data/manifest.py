@@ -152,7 +152,16 @@ class Manifest(_Record):
                 fix="run the same tgdpo score command again, it goes on where it stopped",
             )
         try:
-            content = json.loads(storage.read(MANIFEST_NAME))
+            return cls._parsed(storage.read(MANIFEST_NAME), path)
+        except CacheError:
+            if storage.is_local:
+                raise
+        return cls._parsed(storage.read(MANIFEST_NAME), path)  # perhaps it was damaged on its way
+
+    @classmethod
+    def _parsed(cls, text: bytes, path: str) -> "Manifest":
+        try:
+            content = json.loads(text)
             version = content.get("format_version") if isinstance(content, dict) else None
             if version != FORMAT_VERSION:
                 raise CacheError(

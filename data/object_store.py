@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import CacheError, StorageError, UsageError
+from ..errors import CacheError, StorageError, UsageError, is_out_of_memory
 from .storage import open_url
 from .store import PROBE, Answer, Store, Write
+from .store_errors import Refusal, has_no_bucket, refusal
 
 PATIENCE = 60.0
 """Seconds for which a store that has answered before is asked again; its library asks some times more on its own."""
@@ -107,7 +108,10 @@ class ObjectStore(Store):
             with self._files.open(self._path(name), "rb", cache_type="none") as file:
                 return reader(file)
 
-        return self._asked(name, "read", read)
+        try:
+            return self._asked(name, "read", read)
+        except CacheError:  # perhaps it was damaged on its way: stores give no checksum of a part
+            return self._asked(name, "read", read)
 
     def size_and_sha256(self, name: str) -> tuple[int, str]:
         content = self.read(name)
@@ -173,15 +177,19 @@ class ObjectStore(Store):
         while True:
             try:
                 answer = request()
-            except (FileNotFoundError, CacheError):  # answers as well
+            except (FileNotFoundError, CacheError) as error:  # answers as well
+                if has_no_bucket(error):
+                    raise self._error(name, done, refusal(error)) from error
                 self._has_answered = True
                 raise
             except Exception as error:
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
                     raise
+                refused = refusal(error, lambda: self._files.ls(self._root, detail=False))
                 is_late = time.monotonic() + pause > until
-                if is_late or not self._has_answered or isinstance(error, _WILL_NOT_PASS):
-                    raise self._error(name, done, error) from error
+                is_lasting = isinstance(error, _WILL_NOT_PASS) or not refused.will_pass
+                if is_late or not self._has_answered or is_lasting:
+                    raise self._error(name, done, refused) from error
                 time.sleep(pause)
                 pause *= 2
             else:
@@ -194,13 +202,12 @@ class ObjectStore(Store):
         try:
             yield
         except FileNotFoundError as error:
-            raise self._error(name, "written", error) from error
+            raise self._error(name, "written", refusal(error)) from error
 
-    def _error(self, name: str, done: str, error: Exception) -> StorageError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    def _error(self, name: str, done: str, refused: Refusal) -> StorageError:
         return StorageError(
-            f"{self.address(name)} cannot be {done} ({reason})",
-            fix="check the address, the credentials and the network, and run the same command again, it goes on",
+            f"{self.address(name)} cannot be {done} ({refused.reason})",
+            fix=f"{refused.fix}, and run the same command again, it goes on",
         )
 
 

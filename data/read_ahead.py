@@ -2,8 +2,10 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
+
+from .worker_thread import Job, WorkerThread
 
 Item = TypeVar("Item")
 Content = TypeVar("Content")
@@ -14,10 +16,10 @@ def read_ahead(read: Callable[[Item], Content], items: Iterable[Item]) -> Iterat
 
     What `read` raises is raised where its content would have come.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
-        pending: deque[Future[Content]] = deque()
+    with WorkerThread() as thread:
+        pending: deque[Job[Content]] = deque()
         for item in items:
-            pending.append(pool.submit(read, item))
+            pending.append(thread.submit(partial(read, item)))
             if len(pending) > 1:
                 yield pending.popleft().result()
         while pending:

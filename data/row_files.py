@@ -170,7 +170,7 @@ def _read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[FileR
         wanted = names if columns is None else [name for name in names if name in columns]
         require_once(path, names, wanted)
         decode = _decoder(file.schema_arrow, wanted)
-        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=wanted):
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=wanted, use_threads=False):
             for value, problem in _batch_rows(batch.select(wanted)):
                 yield (value, problem) if problem else (dict.fromkeys(names) | decode(value), None)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name

@@ -12,8 +12,9 @@ import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from ..errors import CacheError, UsageError
+from ..errors import CacheError, UsageError, is_out_of_memory
 from .addresses import credentials_in, is_url, local_path, require_package
+from .store_errors import arrived, has_no_bucket, refusal
 
 
 class File(NamedTuple):
@@ -58,6 +59,8 @@ class Storage:
                 self._files.invalidate_cache(self.root)
                 entries = self._files.ls(self.root, detail=True)
             except (FileNotFoundError, NotADirectoryError) as error:
+                if has_no_bucket(error):
+                    raise OSError(str(error)) from error
                 raise CacheError(f"{self} is no folder", fix="name the --output folder of tgdpo score") from error
             return {
                 entry["name"].rstrip("/").rpartition("/")[2]: File(entry["size"] or 0)
@@ -72,13 +75,18 @@ class Storage:
     def read(self, name: str) -> bytes:
         """The content of a file."""
         with self._errors_named(self.path(name)):
-            content: bytes = self._files.cat_file(self.path(name))
+            content: bytes = arrived(lambda: self._files.cat_file(self.path(name)))
             return content
 
     def sha256(self, name: str) -> str:
         """Hexadecimal SHA-256 of a file's bytes, read piece by piece."""
-        with self._errors_named(self.path(name)), self._files.open(self.path(name), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+
+        def read() -> str:
+            with self._files.open(self.path(name), "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+
+        with self._errors_named(self.path(name)):
+            return arrived(read)
 
     @contextmanager
     def parquet(self, name: str) -> Iterator[Any]:
@@ -100,14 +108,15 @@ class Storage:
             # Of remote storage each library has exceptions of its own. A damaged column name is no UTF-8.
             if self.is_local and not isinstance(error, OSError | pa.ArrowException | UnicodeDecodeError):
                 raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if is_out_of_memory(error):
+                raise
             if isinstance(error, pa.ArrowException) or self.is_local:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise CacheError(
                     f"{address} is damaged ({reason})", fix="run tgdpo verify; restore the file or score again"
                 ) from error
-            raise CacheError(
-                f"{address} cannot be read ({reason})", fix="check the address, the credentials and the network"
-            ) from error
+            refused = refusal(error, lambda: self._files.ls(self.root, detail=False))
+            raise CacheError(f"{address} cannot be read ({refused.reason})", fix=refused.fix) from error
 
 
 def open_url(url: str, **options: Any) -> tuple[Any, str]:

@@ -142,8 +142,14 @@ class StoredFile:
         """A Parquet file's rows. Raises CacheError where it is damaged."""
 
         def read(source: Any) -> pa.Table:
-            with self._damage_named():
-                return pq.read_table(source, columns=columns, page_checksum_verification=True)
+            # In this thread, and from afar in few large reads: Arrow's own threads wait for ever where memory is short.
+            is_remote = not isinstance(source, Path)
+            with (
+                self._damage_named(),
+                pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=is_remote) as file,
+            ):
+                table = file.read(columns=columns, use_threads=False)
+                return table if columns is None else table.select(columns)
 
         return self.store.read_with(self.path, read)
 
@@ -158,14 +164,21 @@ class StoredFile:
 
     def parsed(self, content: bytes, parse: Callable[[bytes], Answer]) -> Answer:
         """What `parse` makes of the file's content. Raises CacheError where that is damaged."""
+        try:
+            with self._damage_named():
+                return parse(content)
+        except CacheError:
+            again = self.store.read(self.path)
+            if again == content:
+                raise
         with self._damage_named():
-            return parse(content)
+            return parse(again)  # it was damaged on its way
 
     @contextmanager
     def _damage_named(self) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, MemoryError):  # Arrow's own of memory is one of both
             raise
         except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
             if isinstance(error, OSError) and error.errno is not None:

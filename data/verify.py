@@ -39,8 +39,7 @@ def _repeated(names: list[str]) -> list[str]:
 
 def _check_rows(cache: RewardCache, number: int, seen: set[str]) -> list[str]:
     try:
-        with cache.open_shard(number) as file:
-            return _check_file(cache, number, file, seen)
+        return cache.read_file(number, lambda file: _check_file(cache, number, file, seen))
     except CacheError as error:  # what does not decode, though its bytes are those that the manifest names
         return [error.problem.removeprefix(f"{cache.storage}: ")]
 
@@ -52,7 +51,7 @@ def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set
     groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups) if shard.rows]
     if groups != [group.rows for group in cache.row_groups_of(number)]:
         return [f"{shard.name} has row groups of {groups} rows, the manifest says {cache.manifest.row_group_pairs}"]
-    problems = []
+    problems, own = [], set[str]()
     columns = [name for name in cache.schema.names if name not in _UNREAD]
     tokens = dict.fromkeys(("prompt", "chosen", "rejected"), 0)
     for group in range(file.num_row_groups):
@@ -62,8 +61,8 @@ def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set
             for line in table_problems(table, cache.manifest.reference_samples)
         ]
         ids = table["pair_id"].to_pylist()
-        doubled = len(ids) - len(set(ids) - seen)
-        seen.update(ids)
+        doubled = len(ids) - len(set(ids) - seen - own)
+        own.update(ids)
         if doubled:
             problems.append(f"{shard.name}, row group {group}: {doubled} pair_id not unique")
         for name in tokens:
@@ -71,6 +70,7 @@ def _check_file(cache: RewardCache, number: int, file: pq.ParquetFile, seen: set
     for name, count in tokens.items():
         if count != getattr(shard, f"{name}_tokens"):
             problems.append(f"{shard.name} has {count} {name} tokens, the manifest says otherwise")
+    seen |= own
     return problems
 
 

@@ -23,6 +23,7 @@ from ..stages.score.records import Prepared, SetAsideRow
 from ..stages.score.run import (
     finished_already,
     jobs_of,
+    on_recorded_day,
     or_finished_elsewhere,
     passes_of,
     plan_in,
@@ -52,10 +53,14 @@ def score_with_ray(config: ScoreConfig) -> Manifest:
         plan = plan_in(folder, config, device=device_of(config, at_hand))
         gpus = gpus_of_worker(config, plan.engine.name, plan.engine_arguments, at_hand)
         pool = pool_of(ray, config, gpus)
-        finished = finished_already(plan, folder)
-        if finished is not None:
-            return finished
-        return or_finished_elsewhere(plan, folder, lambda: _finish(ray, plan, folder, pool))
+
+        def work(plan: ScorePlan) -> Manifest:
+            finished = finished_already(plan, folder)
+            if finished is not None:
+                return finished
+            return or_finished_elsewhere(plan, folder, lambda: _finish(ray, plan, folder, pool))
+
+        return on_recorded_day(plan, folder, work)
 
 
 def _finish(ray: Any, plan: ScorePlan, folder: OutputFolder, pool: Pool) -> Manifest:

@@ -2,11 +2,12 @@
 
 import http.client
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -27,15 +28,32 @@ class Request(NamedTuple):
         return self.path.partition("?")[0].rpartition("/")[2]
 
 
+class Refused(NamedTuple):
+    """An error of S3's, as it says it; to a HEAD request it says no more than the status."""
+
+    status: int
+    code: str
+    message: str = ""
+    headers: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def content(self) -> bytes:
+        """What it says."""
+        return f"<Error><Code>{self.code}</Code><Message>{self.message}</Message></Error>".encode()
+
+
 class Proxy:
-    """Forwards all requests. `loses` says of a request that was done whether its answer is lost; while `is_dead`,
-    connections end at once."""
+    """Forwards all requests. `loses` says of a request that was done whether its answer is lost; `alters` gives the
+    content that arrives of an answer, `refuses` the store's error instead of one; while `is_dead`, connections end at
+    once."""
 
     def __init__(self, server: tuple[str, int]) -> None:
         self.server = server
         self.requests: list[Request] = []
         self.is_dead = False
         self.loses: Callable[[Request], bool] = lambda _: False
+        self.alters: Callable[[Request, bytes], bytes] = lambda _, content: content
+        self.refuses: Callable[[str, str], Refused | None] = lambda *_: None
         proxy = self
 
         class Handler(_Handler):
@@ -67,6 +85,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.proxy.is_dead:
             self.close_connection = True
             return
+        if refused := self.proxy.refuses(self.command, self.path):
+            self.proxy.requests.append(Request(self.command, self.path, refused.status))
+            self._answer(refused.status, refused.headers, b"" if self.command == "HEAD" else refused.content)
+            return
         upstream = http.client.HTTPConnection(*self.proxy.server)
         upstream.request(self.command, self.path, body, dict(self.headers))
         answer = upstream.getresponse()
@@ -76,15 +98,18 @@ class _Handler(BaseHTTPRequestHandler):
         if self.proxy.is_dead or self.proxy.loses(request):
             self.close_connection = True
             return
-        self.send_response_only(answer.status)
-        for name, value in answer.headers.items():
+        length = answer.headers.get("Content-Length") if self.command == "HEAD" else None
+        self._answer(answer.status, answer.headers, self.proxy.alters(request, content), length)
+        upstream.close()
+
+    def _answer(self, status: int, headers: Any, content: bytes, length: str | None = None) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
             if name.lower() not in ("connection", "transfer-encoding", "content-length"):
                 self.send_header(name, value)
-        length = answer.headers.get("Content-Length", len(content)) if self.command == "HEAD" else len(content)
-        self.send_header("Content-Length", str(length))
+        self.send_header("Content-Length", length or str(len(content)))
         self.end_headers()
         self.wfile.write(content)
-        upstream.close()
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward  # noqa: N815
 

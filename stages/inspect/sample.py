@@ -152,8 +152,7 @@ def _shard_ranges(cache: RewardCache, shard: int, columns: list[str]) -> dict[st
     count = len(cache.row_groups_of(shard))
     if count == 0:
         return {column: [] for column in columns}
-    with cache.open_shard(shard) as file:
-        metadata = file.metadata
+    metadata = cache.read_file(shard, lambda file: file.metadata)
     if metadata.num_row_groups != count:
         damaged(f"{cache.manifest.shards[shard].name} has {metadata.num_row_groups} row groups instead of {count}")
     places = {metadata.schema.column(n).path: n for n in range(len(metadata.schema))}

@@ -1,5 +1,6 @@
 """The options of `tgdpo score`."""
 
+import datetime
 import json
 import re
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from ...data.additions import GUIDE_NAME, MAX_SAMPLES
+from ...data.template_date import parsed_day
 from ..settings import Settings, option, writable
 from ..yaml_text import TRUTH_WORDS
 from .share import Share
@@ -41,6 +43,8 @@ class ScoreConfig(Settings):
     """Read only the first N rows."""
     max_set_aside: float = option(DATA, 0.01, ge=0, le=1)
     """Stop if more than this share of the rows cannot be used."""
+    template_date: str | None = option(DATA, None)
+    """YYYY-MM-DD, for chat templates that write the date. Default: the day on which the run began."""
     allow_control_tokens: bool = option(DATA, False)
     """Keep plain-text rows that hold control tokens, for text already rendered with a chat template."""
     reuse: str | None = option(DATA, None)
@@ -134,6 +138,14 @@ class ScoreConfig(Settings):
     """Price of a GPU hour; --plan then prints the cost."""
 
     _address = field_validator("output")(writable)
+
+    @field_validator("template_date", mode="before")
+    @classmethod
+    def _is_a_day(cls, given: Any) -> str | None:
+        text = str(given) if isinstance(given, datetime.date) else given  # as YAML reads one
+        if text is not None and parsed_day(text) is None:
+            raise ValueError("write a day as YYYY-MM-DD")
+        return text
 
     @field_validator("check_against")
     @classmethod

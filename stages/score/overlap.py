@@ -5,9 +5,11 @@ Both are plain threads: parsing, tokenising in Rust, the forward pass, Parquet a
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
+
+from ...data.worker_thread import Job, WorkerThread
 
 T = TypeVar("T")
 
@@ -17,10 +19,11 @@ _END: Any = object()
 def ahead(items: Iterable[T], depth: int = 1) -> Iterator[T]:
     """`items`, made in a thread of their own up to `depth` too early; errors come in their turn."""
     iterator = iter(items)
-    with ThreadPoolExecutor(1, "reader") as pool:
-        waiting: deque[Future[T]] = deque(pool.submit(next, iterator, _END) for _ in range(depth))
+    step = partial(next, iterator, _END)
+    with WorkerThread() as thread:
+        waiting: deque[Job[T]] = deque(thread.submit(step) for _ in range(depth))
         while (item := waiting.popleft().result()) is not _END:
-            waiting.append(pool.submit(next, iterator, _END))
+            waiting.append(thread.submit(step))
             yield item
 
 
@@ -33,8 +36,8 @@ class Writer:
 
     def __init__(self, depth: int = 1) -> None:
         self._depth = depth
-        self._pool = ThreadPoolExecutor(1, "writer")
-        self._jobs: deque[Future[None]] = deque()
+        self._thread = WorkerThread()
+        self._jobs: deque[Job[None]] = deque()
 
     def __enter__(self) -> Self:
         return self
@@ -42,7 +45,7 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True)
+        self._thread.close()
         if error is None:
             self.check()
 
@@ -50,7 +53,7 @@ class Writer:
         """Takes `job` on, waiting for an earlier one where `depth` are on their way."""
         while len(self._jobs) >= self._depth:
             self._jobs.popleft().result()
-        self._jobs.append(self._pool.submit(job))
+        self._jobs.append(self._thread.submit(job))
 
     def check(self) -> None:
         """Raises the error of a job that failed. Costs nothing, so that a long computation can ask often."""

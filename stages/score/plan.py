@@ -11,6 +11,7 @@ from ...data.chat_template import TEMPLATE_COLUMNS
 from ...data.manifest import AddedGuide, Fingerprint, RewardKind
 from ...data.preferences import PreferenceSet
 from ...data.rendering import Columns, Renderer
+from ...data.template_date import DatedTemplate
 from ...data.tokenization import (
     LengthLimits,
     PairTokenizer,
@@ -41,6 +42,7 @@ from .fingerprint import (
 )
 from .guides import Guide, added_guides, find_guidance, reference_and_base, reward_kind
 from .samples import SAMPLES
+from .template_day import on_day, template_day
 
 SHARED_ROLES = ("reference", "guidance")
 """The passes that one model may do."""
@@ -188,6 +190,8 @@ class FreshPlan(ScorePlan):
     preferences: PreferenceSet
     tokenizer: Any
     limits: LengthLimits
+    template_date: str | None
+    """The day that the chat template writes; None where it writes none, or where the run's is not known."""
 
     @property
     def vocabulary_sha256(self) -> str:
@@ -202,7 +206,7 @@ class FreshPlan(ScorePlan):
     def renderer(self) -> Renderer:
         """Renders the rows with the plan's tokenizer."""
         return Renderer(
-            self.tokenizer,
+            DatedTemplate(self.tokenizer, self.template_date),
             _columns(self.config),
             control_tokens=control_tokens(self.tokenizer),
             end_of_turn=self.tokenizer.eos_token,
@@ -257,6 +261,7 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
     tokenizer = load_tokenizer(tokenizer_source(config.tokenizer) if config.tokenizer else reference)
     added = added_guides(config, find, [source for source in (reference, guidance_base) if source])
     bases = [guide.base or guide.source for guide in added]
+    day = template_day(config, tokenizer, tokenizer_name)
     limits = _limits(config, [source for source in (reference, guidance, guidance_base, *bases) if source])
     dtype, device = pick_dtype(config.dtype, reference), device or pick_device(config.device)
     models = [reference, guidance_base or guidance or reference, *bases]
@@ -268,6 +273,7 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
         fingerprint |= {"attn_implementation": config.attn_implementation, "reference_sha256": reference.content_hash}
         fingerprint |= guidance_fingerprint(guidance, guidance_base) | run_fingerprint(dtype, device)
         fingerprint |= engine_fingerprint(engine.name, arguments) | added_fingerprint(added, config.reference_samples)
+        fingerprint = on_day(fingerprint, day)
     plan = FreshPlan(
         config=config,
         preferences=preferences,
@@ -279,6 +285,7 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
         dtype=dtype,
         device=device,
         limits=limits,
+        template_date=day,
         engine=engine,
         engine_arguments=arguments,
         fingerprint=fingerprint,

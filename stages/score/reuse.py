@@ -34,6 +34,7 @@ from .passes import GUIDE
 from .plan import ScorePlan
 from .reuse_settings import TAKEN_OVER, arguments_of, completed, settings_of
 from .samples import SAMPLES
+from .template_day import TEMPLATE_DATE
 from .upgrade import maker
 
 _MADE_BY = ("device", "torch", "transformers", "vllm")
@@ -187,7 +188,7 @@ def _fingerprint(
     rescores: bool,
 ) -> Fingerprint:
     """What the cache was made with where it is taken over, and what is made here."""
-    taken_over = {name: made_with[name] for name in TAKEN_OVER}
+    taken_over = {name: made_with[name] for name in (*TAKEN_OVER, TEMPLATE_DATE) if name in made_with}
     if rescores:
         new = guidance_fingerprint(guidance, guidance_base) | added_fingerprint(added, config.reference_samples)
         return taken_over | here | new

@@ -18,6 +18,7 @@ from ..models import load_tokenizer, tokenizer_source
 from .config import TEXT_OPTIONS, ScoreConfig
 from .engines import ENGINES, NAMED_ARGUMENTS, engine_class
 from .engines.choice import AUTO, engine_arguments
+from .template_day import TEMPLATE_DATE
 from .upgrade import completed as completed_fingerprint
 
 OPTIONS = (*TEXT_OPTIONS, "attn_implementation", "dtype", "engine")
@@ -51,10 +52,10 @@ def completed(config: ScoreConfig, source: RewardCache) -> ScoreConfig:
     """
     made_with, manifest = settings_of(source), source.manifest
     _require_other_folder(config, source)
-    for name in sorted(config.model_fields_set & set(OPTIONS)):
+    for name in sorted(config.model_fields_set & {*OPTIONS, TEMPLATE_DATE}):
         value = getattr(config, name)
-        if value != made_with[name] and value not in (AUTO, None):
-            _refuse(source, name, value, made_with[name])
+        if value != made_with.get(name) and value not in (AUTO, None):
+            _refuse(source, name, value, made_with.get(name) or "none")
     _require_code_named(config, source)
     taken_over = {name: made_with[name] for name in OPTIONS}
     if config.reference_samples and not config.reference:

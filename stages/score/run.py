@@ -7,13 +7,12 @@ workers that share an output folder need nothing else to share.
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
 
-from ...data.manifest import Manifest
-from ...errors import StorageError, TgdpoError
+from ...data.manifest import Fingerprint, Manifest
+from ...errors import CacheError, StorageError, TgdpoError
 from ..console import log, meter, quiet_libraries
 from .check import check_engines, other_plan
 from .config import TEXT_OPTIONS, ScoreConfig
@@ -29,7 +28,7 @@ from .reuse import ReusePlan
 from .reused_pairs import prepare_reused
 from .samples import SAMPLES
 from .share import WHOLE, Share
-from .upgrade import differing
+from .template_day import as_recorded
 
 Outcome = TypeVar("Outcome")
 
@@ -48,10 +47,14 @@ def score(config: ScoreConfig) -> Manifest | None:
     with closing(OutputFolder(config.output)) as folder:
         plan = plan_in(folder, config)
         share = Share.parse(config.worker) if config.worker else WHOLE
-        finished = finished_already(plan, folder)
-        if finished is not None:
-            return finished
-        return or_finished_elsewhere(plan, folder, lambda: ScoreRun(plan, folder, share).finish())
+
+        def work(plan: ScorePlan) -> Manifest | None:
+            finished = finished_already(plan, folder)
+            if finished is not None:
+                return finished
+            return or_finished_elsewhere(plan, folder, lambda: ScoreRun(plan, folder, share).finish())
+
+        return on_recorded_day(plan, folder, work)
 
 
 def plan_in(folder: OutputFolder, config: ScoreConfig, *, device: torch.device | None = None) -> ScorePlan:
@@ -60,11 +63,26 @@ def plan_in(folder: OutputFolder, config: ScoreConfig, *, device: torch.device |
     Work that an earlier version began there is finished under the fingerprint that it was begun with, so that all its
     files say the same; where it read some rows in another way and has not prepared them all, it is started over.
     """
-    recorded = None if folder.is_begun_with_other_text() else folder.recorded()
-    if recorded is None:
-        return plan_score(config, device=device)
-    plan = plan_score(config.as_begun(recorded, TEXT_OPTIONS), device=device)
-    return plan if differing(plan.fingerprint, recorded) else replace(plan, fingerprint=recorded)
+    recorded = _recorded(folder)
+    plan = plan_score(config if recorded is None else config.as_begun(recorded, TEXT_OPTIONS), device=device)
+    recorded = _recorded(folder)  # again: another worker may have begun while models were hashed
+    return plan if recorded is None else as_recorded(plan, recorded)
+
+
+def _recorded(folder: OutputFolder) -> Fingerprint | None:
+    return None if folder.is_begun_with_other_text() else folder.recorded()
+
+
+def on_recorded_day(plan: ScorePlan, folder: OutputFolder, work: Callable[[ScorePlan], Outcome]) -> Outcome:
+    """What `work` returns for the plan. Where another worker began the run on another day after the plan was made, for
+    the plan on that day."""
+    try:
+        return work(plan)
+    except CacheError:
+        again = as_recorded(plan, folder.recorded() or {})
+        if again.fingerprint == plan.fingerprint:
+            raise
+        return work(again)
 
 
 def finished_already(plan: ScorePlan, folder: OutputFolder) -> Manifest | None:

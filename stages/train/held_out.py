@@ -76,7 +76,7 @@ def _digests(cache: RewardCache, number: int) -> npt.NDArray[np.uint64]:
     with cache.open_shard(number) as file:
         digests = b"".join(
             hashlib.blake2b(prompt, digest_size=8).digest()
-            for batch in file.iter_batches(columns=["prompt"])
+            for batch in file.iter_batches(columns=["prompt"], use_threads=False)
             for prompt in batch["prompt"].cast(pa.binary()).to_pylist()
         )
     shard = cache.manifest.shards[number]

@@ -6,13 +6,13 @@ input, which closes when the parent is gone however that came about. What it pri
 where something failed.
 """
 
+import _thread
 import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import weakref
@@ -197,7 +197,22 @@ def serve() -> None:
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    code = 1
+    try:
+        # threading.Thread.start could wait for ever where memory is short.
+        _thread.start_new_thread(_end_with_parent, ())
+        _serve_on(connection)
+        connection.close()
+        code = 0
+    finally:
+        # Libraries' threads and exit handlers have nothing left to do, and some wait for ever.
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _serve_on(connection: Connection) -> None:
     try:
         dotted, spec = connection.recv()
         engine = class_at(dotted)(spec)
@@ -217,11 +232,6 @@ def serve() -> None:
     except Exception as error:
         traceback.print_exc()
         connection.send(("failed", f"{type(error).__name__}: {first_line(error)}"))
-    connection.close()
-    # Libraries' threads and exit handlers have nothing left to do, and some wait for ever.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 class _Reporter:
