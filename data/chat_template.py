@@ -76,6 +76,11 @@ class ChatTemplate:
     def _own_words(self, error: Exception) -> str:
         """What of an error's text is the template's own, and not a row's."""
         sentence = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        names = re.findall(r"'([^']*)'", sentence)
+        if type(error).__name__ == "UndefinedError" and all(
+            name.endswith(" object") or name in self._source for name in names
+        ):
+            return sentence  # 'dict object' has no attribute 'name': jinja's words, with a name from the template
         while len(sentence) >= MIN_OWN_WORDS and sentence not in self._source:
             sentence = sentence[:-1]
         return sentence.strip() if len(sentence) >= MIN_OWN_WORDS else ""

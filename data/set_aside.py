@@ -38,7 +38,7 @@ ADVICE = {
     Reason.CONTROL_TOKEN: "remove these tokens from the text, or keep them with --allow-control-tokens if the rows "
     "were rendered with a chat template",
     Reason.TEMPLATE: "write the conversations as the chat template takes them (the text of a system message, for "
-    "example, into the first user message), or name a tokenizer with another template (--tokenizer)",
+    "example, into the first user message), or save a template that takes them with the models' tokenizers",
     Reason.PROMPT_TOO_LONG: "cut the prompts with --max-prompt-length N, or raise --max-length",
     Reason.TOO_LONG: "cut the responses with --max-length N, or use models with a longer context",
     Reason.NON_FINITE: "check the weights of {models} for NaN; if numbers overflow in float16, use --dtype bfloat16 "

@@ -32,7 +32,7 @@ class ScoreConfig(Settings):
     split: str = option(DATA, "train")
     """Split of the dataset."""
     dataset_config: str | None = option(DATA, None)
-    """Configuration of a hub dataset."""
+    """Configuration of a hub dataset, or of a folder whose README.md names some."""
     prompt_column: str = option(DATA, "prompt")
     """Column of the prompts; where there is none, the prompt is what chosen and rejected begin with."""
     chosen_column: str = option(DATA, "chosen")

@@ -30,6 +30,7 @@ from .engines import PairScores
 from .folder import OutputFolder
 from .plan import FreshPlan, ScorePlan, plan_score
 from .prepare import ShardBuilder, attended, read_prepared
+from .records import Prepared
 from .reuse import ReusePlan
 from .reused_pairs import tokens_table
 from .samples import PairSamples, samples_table
@@ -201,14 +202,10 @@ def _sampled_load(plan: FreshPlan) -> Load:
     renderer = plan.renderer()
     builder = ShardBuilder(renderer, plan.pair_tokenizer())
     builder.add(sorted(rows, key=lambda row: row.number))
+    if not builder.record.pairs:
+        Prepared([builder.record]).set_aside.require_few(len(rows), 0)
     for note in (*plan.notes, *renderer.notes):
         log(note)
-    if not builder.record.pairs:
-        raise DataError(
-            f"none of {len(rows)} rows of --dataset {plan.preferences.name} can be used "
-            f"({builder.record.set_aside[0].reason})",
-            fix="score a few rows to see why (--limit 100)",
-        )
     load = load_of(builder.table, builder.record.attended, "", _names(plan), plan.samples)
     usable = load.pairs / len(rows)
     source = (

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import transformers
+from corpus.templates import NO_SYSTEM
 from support import (
     CHAT_ROWS,
     CHAT_TEMPLATE,
@@ -326,6 +327,43 @@ class TestTooManySetAside:
         dataset = write_rows(tmp_path / "pairs.jsonl", [ROW | {"chosen": ""}] * bad + [ROW] * (100 - bad))
         ok("score", "--dataset", dataset, "--reference", models.reference, "--output", tmp_path / "cache",
            "--max-set-aside", bad / 100)  # fmt: skip
+
+    def test_one_cause_of_all_rows_gets_advice_that_fits(
+        self, score_refused: Refused, ok: Cli, chat_models: Models, tmp_path: Path
+    ) -> None:
+        """The template's own sentence, and two ways out that work; not a flag that makes an empty cache."""
+        tokenizer = transformers.AutoTokenizer.from_pretrained(chat_models.reference)
+        strict = Path(shutil.copytree(chat_models.reference, tmp_path / "strict"))
+        permissive, tokenizer.chat_template = tokenizer.chat_template, NO_SYSTEM + tokenizer.chat_template
+        tokenizer.save_pretrained(strict)
+        system = {"role": "system", "content": "Be kind."}
+        rows = write_rows(tmp_path / "rows.jsonl", [row | {"prompt": [system, *row["prompt"]]} for row in CHAT_ROWS])
+        line = score_refused(rows, reference=strict, code=1, says=[
+            "20 of 20 rows cannot be used (20 chat template failed, row 0, 1, 2 …: System role not supported)",
+            "into the first user message", "save a template that takes them",
+        ])  # fmt: skip
+        assert "--max-set-aside" not in line
+        score = ["score", "--reference", strict, "--output"]
+        moved = [
+            row | {"prompt": [{"role": "user", "content": f"Be kind. {row['prompt'][0]['content']}"}]}
+            for row in CHAT_ROWS
+        ]
+        ok(*score, tmp_path / "moved", "--dataset", write_rows(tmp_path / "moved.jsonl", moved))
+        tokenizer.chat_template = permissive
+        tokenizer.save_pretrained(strict)
+        ok(*score, tmp_path / "other", "--dataset", rows)
+
+    def test_scores_that_are_not_finite_name_the_model(
+        self, run_cli: Cli, models: Models, pairs_file: Path, output: Path, tmp_path: Path
+    ) -> None:
+        broken = transformers.AutoModelForCausalLM.from_pretrained(models.reference)
+        broken.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
+        folder = Path(shutil.copytree(models.reference, tmp_path / "broken"))
+        broken.save_pretrained(folder)
+        error = run_cli("score", "--dataset", pairs_file, "--reference", folder, "--output", output).error
+        assert "20 of 20 rows cannot be used (20 non-finite score" in error
+        assert f"check the weights of {folder} for NaN" in error
+        assert "--max-set-aside" not in error
 
     def test_one_per_cent_may(self, ok: Cli, models: Models, tmp_path: Path) -> None:
         dataset = write_rows(tmp_path / "pairs.jsonl", [ROW | {"chosen": ""}] + [ROW] * 99)

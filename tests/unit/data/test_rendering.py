@@ -289,6 +289,10 @@ def test_what_a_template_says_is_its_own_and_not_the_rows() -> None:
     assert set_aside(tokenizer, CHAT_ROW).detail == "Unknown words:"
     tokenizer.chat_template = "{{ raise_exception(messages[0].content) }}"
     assert set_aside(tokenizer, CHAT_ROW).detail == "TemplateError"
+    tokenizer.chat_template = "{{ messages[0].nothing.more }}"
+    assert set_aside(tokenizer, CHAT_ROW).detail == "'dict object' has no attribute 'nothing'"
+    tokenizer.chat_template = "{{ messages[0][messages[0].content].more }}"
+    assert set_aside(tokenizer, CHAT_ROW).detail == "UndefinedError"
 
 
 class TestWholeSet:
