@@ -511,7 +511,18 @@ class TestModels:
         write(weights, weights.read_bytes()[:3000] if content is None else content)
         result = run_cli("score", "--dataset", pairs_file, "--reference", changed, "--output", output)
         assert result.code == 1
-        assert f"{changed} does not load" in result.error
+        assert f"{weights} is not a whole safetensors file" in result.error
+        assert not output.exists()
+
+    def test_a_weight_that_is_not_a_number(self, run_cli: Cli, changed: Path, pairs_file: Path, output: Path) -> None:
+        """No row is to blame."""
+        weights = safetensors.torch.load_file(changed / "model.safetensors")
+        weights["model.norm.weight"][0] = float("nan")
+        safetensors.torch.save_file(weights, changed / "model.safetensors", {"format": "pt"})
+        result = run_cli("score", "--dataset", pairs_file, "--reference", changed, "--output", output)
+        assert result.code == 1
+        assert f"{changed}: model.norm.weight holds values that are not finite" in result.error
+        assert "--max-set-aside" not in result.error
 
     @pytest.mark.usefixtures("offline")
     @pytest.mark.parametrize("option", ["--reference", "--guidance", "--tokenizer"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 from support import STANDARD_ROWS, Cli, Models, write_rows
 
 pytest.importorskip("ray", reason="ray is not installed; make test-ray sets it up")
@@ -192,15 +193,15 @@ def test_a_shard_that_kills_every_worker_is_named_and_what_is_scored_is_kept(
 
 
 def test_errors_of_workers_arrive_as_they_are(calls: Calls, models: Models, address: str, tmp_path: Path) -> None:
-    """The last --engine and --reference win; the weights are found damaged where they are loaded."""
+    """The last --engine and --reference win; the weights are found missing where they are loaded."""
     model = shutil.copytree(models.reference, tmp_path / "model")
-    (model / "model.safetensors").write_bytes(b"damaged")
+    safetensors.torch.save_file({}, model / "model.safetensors")
     code, _, stderr = calls.run(
         *(tmp_path / "cache", "--engine", "transformers", "--reference", model),
         *("--launcher", "ray", "--workers", 1, "--address", address),
     )
     assert code == 1
-    assert "does not load" in stderr.splitlines()[-1]
+    assert "lacks weights for" in stderr.splitlines()[-1]
 
 
 def test_a_cluster_of_its_own_with_the_real_engine(ok: Cli, calls: Calls, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 from support import STANDARD_ROWS, Cli, Models, write_rows
 
 from tgdpo.stages.score.engines.transformers import TransformersEngine
@@ -206,11 +207,11 @@ def test_ended_by_a_signal(number: int, code: int, how: str, models: Models, man
 def test_a_run_that_scored_nothing_gives_its_folder_up(
     ok: Cli, run_cli: Cli, models: Models, pairs_file: Path, tmp_path: Path
 ) -> None:
-    """Damaged weights, found when the model is loaded; the mended model is another one by its hash."""
+    """Missing weights, found when the model is loaded; the whole model is another one by its hash."""
     model = shutil.copytree(models.reference, tmp_path / "model")
-    (model / "model.safetensors").write_bytes(b"damaged")
+    safetensors.torch.save_file({}, model / "model.safetensors")
     call = ("score", "--dataset", pairs_file, "--reference", model, "--output", tmp_path / "cache")
-    assert "does not load" in run_cli(*call).error
+    assert "lacks weights for" in run_cli(*call).error
     shutil.copy(models.reference / "model.safetensors", model)
     ok(*call)
 

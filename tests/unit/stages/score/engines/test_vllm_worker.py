@@ -14,6 +14,7 @@ from tgdpo.stages.score.engines.vllm_worker import (
     _requests,
     engine_arguments,
     flat_scores,
+    link,
     target_scores,
 )
 
@@ -94,3 +95,14 @@ def test_arguments_fit_the_data_and_the_route(spec: Any) -> None:
 def test_rows_longer_than_max_model_len_are_refused(spec: Any) -> None:
     with pytest.raises(UsageError, match="--max-model-len 100: the longest row has 100 tokens"):
         engine_arguments(spec(arguments={"max_model_len": 100}), Path("m"), by_target_ids=True)
+
+
+def test_a_folder_of_links_holds_no_other_weights(tmp_path: Path) -> None:
+    folder, target = tmp_path / "model", tmp_path / "links"
+    folder.mkdir()
+    target.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "consolidated.safetensors", "modeling.py"):
+        (folder / name).write_text(name)
+    link(folder, [folder / "config.json", folder / "model.safetensors"], target)
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert (target / "model.safetensors").read_text() == "model.safetensors"
