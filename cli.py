@@ -5,8 +5,6 @@ wrong, 130 interrupted, 143 terminated. torch and transformers are imported only
 """
 
 import errno
-import functools
-import inspect
 import os
 import re
 import signal
@@ -22,7 +20,7 @@ import typer
 
 from . import __version__
 from .errors import TgdpoError, UsageError, is_out_of_memory
-from .pipeline.options import options_of
+from .pipeline.options import DEBUG, Debug, options_of, with_debug
 from .stages.console import degrade_stdout, is_main_process, printable
 from .stages.inspect.config import InspectConfig
 from .stages.score.config import ScoreConfig
@@ -62,30 +60,11 @@ PlannedSpeed = Annotated[
     ),
 ]
 Cache = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the reward cache.", show_default=False)]
-DEBUG = "TGDPO_DEBUG"
-Debug = Annotated[bool, typer.Option("--debug", help=f"Show the traceback behind an error line, as {DEBUG}=1 does.")]
 
 
 def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Adds a function to the program as the command `name`, with --debug, which every command has."""
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(function, eval_str=True).parameters.values())
-        debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
-
-        @functools.wraps(function)
-        def wrapped(*, debug: bool, **values: Any) -> None:
-            if debug:
-                os.environ[DEBUG] = "1"
-            function(**values)
-
-        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, debug)]
-        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        app.command(name)(wrapped)
-        return function
-
-    return decorate
+    return lambda function: app.command(name)(with_debug(function))
 
 
 @app.callback(invoke_without_command=True)

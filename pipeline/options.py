@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 import types
 from collections.abc import Callable
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -10,6 +11,32 @@ import typer
 from pydantic.fields import FieldInfo
 
 from ..stages.settings import Settings, panel_of
+
+DEBUG = "TGDPO_DEBUG"
+"""Environment variable: error lines come with the traceback behind them."""
+Debug = Annotated[bool, typer.Option("--debug", help=f"Show the traceback behind an error line, as {DEBUG}=1 does.")]
+
+
+def with_debug(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with --debug, which sets `DEBUG`."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())
+    debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+
+    @functools.wraps(command)
+    def wrapped(*, debug: bool, **values: Any) -> None:
+        if debug:
+            os.environ[DEBUG] = "1"
+        command(**values)
+
+    _give_parameters(wrapped, [*own, debug])
+    return wrapped
+
+
+def _give_parameters(command: Callable[..., None], parameters: list[inspect.Parameter]) -> None:
+    """Makes them the keyword parameters that Typer sees."""
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    command.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
 
 
 def options_of(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -28,10 +55,7 @@ def options_of(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable
             given = {name: values.pop(name) for name in kind.model_fields}
             command({name: value for name, value in given.items() if value not in (None, [])}, **values)
 
-        wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own + fields]
-        )
-        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in own + fields}
+        _give_parameters(wrapped, own + fields)
         return wrapped
 
     return decorate

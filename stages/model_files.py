@@ -267,3 +267,12 @@ def _entries(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _entries(inner, key)
     elif isinstance(value, str):
         yield key, value
+
+
+def link_model(folder: Path, files: Sequence[Path], target: Path) -> None:
+    """Makes `target` a copy of `folder` in which these are the only weights, by links."""
+    others = [path for path in folder.iterdir() if path.is_file() and path.suffix not in (".safetensors", ".py")]
+    for path in {*files, *others}:
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(path.resolve())

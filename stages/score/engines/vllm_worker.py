@@ -29,6 +29,7 @@ from ....data.tokenization import Ids, PairIds
 from ....errors import ModelError, UsageError
 from ...budget import DEFAULT_TOKENS
 from ...console import quiet_libraries
+from ...model_files import link_model
 from ...models import add_adapter, load_model
 from . import Engine, EngineSpec, OnBatch, PairScores, argument_option
 from .process import first_line
@@ -319,19 +320,10 @@ def _merged(spec: EngineSpec) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="tgdpo-model-") as name:
         if spec.adapter is None:
-            link(spec.source.folder, files, Path(name))
+            link_model(spec.source.folder, files, Path(name))
         else:
             _write_merged(spec, Path(name))
         yield Path(name)
-
-
-def link(folder: Path, files: Sequence[Path], target: Path) -> None:
-    """Makes `target` a copy of `folder` in which these are the only weights, by links."""
-    others = [path for path in folder.iterdir() if path.is_file() and path.suffix not in (".safetensors", ".py")]
-    for path in {*files, *others}:
-        place = target / path.relative_to(folder)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(path.resolve())
 
 
 def _write_merged(spec: EngineSpec, folder: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 
 from tgdpo.data.tokenization import PairIds
 from tgdpo.errors import UsageError
+from tgdpo.stages.model_files import link_model
 from tgdpo.stages.score.engines.vllm_worker import (
     FLAT_BATCH_TOKENS,
     _requests,
     engine_arguments,
     flat_scores,
-    link,
     target_scores,
 )
 
@@ -103,6 +103,6 @@ def test_a_folder_of_links_holds_no_other_weights(tmp_path: Path) -> None:
     target.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "consolidated.safetensors", "modeling.py"):
         (folder / name).write_text(name)
-    link(folder, [folder / "config.json", folder / "model.safetensors"], target)
+    link_model(folder, [folder / "config.json", folder / "model.safetensors"], target)
     assert sorted(path.name for path in target.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert (target / "model.safetensors").read_text() == "model.safetensors"
