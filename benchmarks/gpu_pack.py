@@ -28,7 +28,9 @@ MOST_MB = 48
 
 def copy_checkout(target: Path) -> None:
     """The files that git knows, as they are now, less what a card has no use for."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True
+    )
     for name in listed.stdout.split("\0"):
         is_wanted = name.startswith(TESTS) or not name.startswith(LEFT_OUT)
         if name and is_wanted and (ROOT / name).is_file():

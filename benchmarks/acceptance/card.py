@@ -52,7 +52,7 @@ def smi() -> Figures:
     """What nvidia-smi says, if it is there."""
     command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return {}
     values = done.stdout.strip().splitlines()[:1]

@@ -70,7 +70,7 @@ def _outcome(item: Item, context: Context, limit: float, method: Method) -> Figu
     _kill(process)
     if outcome is not None:
         return outcome
-    printed = output.read_text(errors="replace")[-DETAIL:] if output.is_file() else ""
+    printed = output.read_text(encoding="utf-8", errors="replace")[-DETAIL:] if output.is_file() else ""
     if has_ended:
         code = process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -89,7 +89,7 @@ def _kill(process: Any) -> None:
 
 def _work(item: Item, context: Context, sender: Connection, output: Path) -> None:
     os.setsid()
-    with output.open("a", buffering=1) as stream:
+    with output.open("a", buffering=1, encoding="utf-8") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
         sys.stdout = sys.stderr = stream

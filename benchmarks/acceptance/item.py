@@ -73,10 +73,10 @@ class Item:
 
 def write_line(path: Path, line: Figures) -> None:
     """Appends one JSON object as a line and flushes it."""
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def read_lines(path: Path) -> list[Figures]:
     """The lines of a file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -142,7 +142,9 @@ def ray(context: Context) -> Figures:
                models.guidance, "--output", context.folder / "cache", "--launcher", "ray", "--workers", 1]  # fmt: skip
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
     start = time.perf_counter()
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, encoding="utf-8", errors="replace", env=environment
+    )
     if done.returncode:
         raise ItemError(f"exit code {done.returncode}", {"detail": done.stderr[-1500:]})
     return {"seconds_in_all": time.perf_counter() - start}

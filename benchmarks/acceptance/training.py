@@ -143,7 +143,12 @@ def prepared(context: Context, job: Job, model_config: Any, lengths: Lengths) ->
 
 def row_of(number: int, pair: PairIds, ref_logp: float) -> dict[str, Any]:
     """A row of a cache; scores do not change what a step costs."""
-    row: dict[str, Any] = {"pair_id": f"{number:032x}", "source_row": number, "prompt": "", "prompt_ids": pair.prompt}
+    row: dict[str, Any] = {
+        "pair_id": f"{number:032x}",
+        "source_row": number,
+        "prompt": f"prompt {number}",
+        "prompt_ids": pair.prompt,
+    }
     for side in ("chosen", "rejected"):
         ids = getattr(pair, side)
         row |= {side: "", f"{side}_ids": ids, f"{side}_ref_logps": [ref_logp] * len(ids)}

@@ -53,12 +53,12 @@ class Raw:
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise UsageError(f"{folder} has no {', '.join(missing)}", fix="name a folder with a folder per task in it")
-        about = About(**json.loads((folder / "study.json").read_text()))
+        about = About(**json.loads((folder / "study.json").read_text(encoding="utf-8")))
         return cls(about, *(pd.read_parquet(folder / f"{name}.parquet") for name in FRAMES))
 
     def write(self, folder: Path) -> None:
         """Writes them, as small as they get."""
-        (folder / "study.json").write_text(json.dumps(asdict(self.about), indent=2) + "\n")
+        (folder / "study.json").write_text(json.dumps(asdict(self.about), indent=2) + "\n", encoding="utf-8")
         for name in FRAMES:
             frame: pd.DataFrame = getattr(self, name)
             frame.to_parquet(folder / f"{name}.parquet", index=False, compression="zstd", compression_level=19)

@@ -147,7 +147,7 @@ class Study:
     def raw(self) -> Raw:
         """All of it."""
         task = self.task()
-        pairs = min(self.grid.pairs, len(task.pairs.read_text().splitlines()))
+        pairs = min(self.grid.pairs, len(task.pairs.read_text(encoding="utf-8").splitlines()))
         prompts = pd.DataFrame({"text": self._prompts(task)}).rename_axis("prompt").reset_index()
         about = About(task=task.name, scale=task.scale, pairs=pairs)
         return Raw(about, prompts, self.base(), self.guides(), self.results(), self.curves())

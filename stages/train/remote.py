@@ -16,6 +16,7 @@ from pathlib import Path
 from ...data.addresses import is_url, local_path
 from ...data.object_store import ObjectStore
 from ...errors import StorageError
+from .lock import LOCK
 from .marker import MARKER, parse_state
 
 CHECKPOINTS = "checkpoints"
@@ -136,7 +137,7 @@ class RemoteRun:
         """Puts all that lies in the folder beside checkpoints and the record."""
         self.put_logs()
         for path in sorted(self._folder.iterdir()):
-            if path.is_file() and path.name not in (RECORD, *_KEPT):
+            if path.is_file() and path.name not in (RECORD, LOCK, *_KEPT):
                 self._put(path)
 
     def put_record(self) -> None:

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
+import pyarrow.parquet as pq
 import pytest
 from support import CHAT_ROWS, STANDARD_ROWS, Cli, Models, make_model, make_tokenizer, published, write_rows
 
+from tgdpo.data.files import sha256_file
 from tgdpo.data.manifest import Manifest
+from tgdpo.data.schema import shard_metadata, write_parquet
 from tgdpo.stages.score.engines.transformers import TransformersEngine
 
 
@@ -156,7 +159,14 @@ def test_with_other_libraries_it_says_so(
     base = score("base")
     manifest = Manifest.read(base)
     older = manifest.fingerprint | {"torch": "2.0.0", "tgdpo": "0.0.1"}
-    manifest.model_copy(update={"fingerprint": older}).write(base)
+    shards = []
+    for shard in manifest.shards:
+        write_parquet(
+            pq.read_table(base / shard.name).replace_schema_metadata(shard_metadata(older)), base / shard.name
+        )
+        size, sha256 = (base / shard.name).stat().st_size, sha256_file(base / shard.name)
+        shards.append(shard.model_copy(update={"bytes": size, "sha256": sha256}))
+    manifest.model_copy(update={"fingerprint": older, "shards": shards}).write(base)
     call = ["score", "--reuse", base, "--guidance", other_guide, "--output", tmp_path / "reused"]
     assert "reference with torch 2.0.0, not " in ok(*call).stderr
     made = Manifest.read(tmp_path / "reused").fingerprint

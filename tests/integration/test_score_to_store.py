@@ -101,7 +101,11 @@ def test_other_settings_before_anything_is_scored(
 @pytest.mark.parametrize(
     ("address", "variables", "says"),
     [
-        ("s3://no-such-bucket/cache", {}, "The specified bucket does not exist"),
+        (
+            "s3://no-such-bucket/cache",
+            {},
+            "The specified bucket does not exist): check the address, or make the bucket",
+        ),
         ("s3://caches/cache", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "Could not connect"),
     ],
 )
@@ -122,7 +126,6 @@ def test_addresses_that_lead_nowhere(
     assert result.code == 1
     assert address in result.error
     assert says in result.error
-    assert "check the address, the credentials and the network" in result.error
     assert "Traceback" not in result.stderr
 
 
