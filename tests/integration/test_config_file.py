@@ -49,7 +49,8 @@ def score_values(models: Models, tmp_path: Path) -> Values:
     rows = [{names[name]: text for name, text in row.items()} for row in STANDARD_ROWS]
     (tmp_path / "data").mkdir()
     write_rows(tmp_path / "data" / "test.jsonl", rows)
-    card = {"configs": [{"config_name": "main", "data_files": {"test": "test.jsonl"}}, {"config_name": "other"}]}
+    files = [{"split": "test", "path": "test.jsonl"}]
+    card = {"configs": [{"config_name": name, "data_files": files} for name in ("main", "other")]}
     (tmp_path / "data" / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
     return {
         "dataset": str(tmp_path / "data"),
@@ -87,7 +88,7 @@ OPTIONS_APART = {
     *("engine_arg", "tensor_parallel_size", "pipeline_parallel_size", "quantization", "gpu_memory_utilization"),
     *("max_model_len", "reuse", "add_guidance", "reference_samples", "template_date"),
 }
-"""Of `tgdpo score`: many workers, planning, other engines, starting from a cache, further guides, templates that write the
+"""Of `tgdpo score`: many workers, planning, other engines, starting from a cache, further guides, templates with the
 date. They exclude one another, or have tests of their own."""
 
 
