@@ -254,10 +254,14 @@ class OutputFolder:
 
     def _start_over(self, theirs: Fingerprint, *, alone: bool) -> None:
         """Removes the files of a run with other settings, unless it has scores, or processes may be at work in it."""
-        if self._has_scores() or not alone or not self._is_ours():
+        holds_work = self._has_scores() or not self._is_ours()
+        if holds_work or not alone:
             self._require_same(self._fingerprint, theirs)
-        if not self._lock.own():
+        is_locked = not self._lock.own()
+        if is_locked:
             self._require_same(self._fingerprint, theirs, whose="is in use by another tgdpo score")
+        if holds_work or is_locked:  # begun meanwhile by another release whose work this one may finish
+            raise CacheError(f"--output {self} was begun by another tgdpo score meanwhile", fix="run the command again")
         self._remove_work()
 
     def _their_settings(self) -> Fingerprint | None:

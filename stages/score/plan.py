@@ -245,13 +245,7 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
         from .reuse import plan_reuse
 
         return plan_reuse(config, device=device, weights=weights)
-    preferences = PreferenceSet(
-        str(config.dataset),
-        split=config.split,
-        config_name=config.dataset_config,
-        limit=config.limit,
-        columns=(*_columns(config), *TEMPLATE_COLUMNS),
-    )
+    preferences = _preferences(config)
     find = partial(resolve, trust_remote_code=config.trust_remote_code, weights=weights)
     guidance = find_guidance(config.guidance, "--guidance", find) if config.guidance else None
     reference, guidance_base = reference_and_base(config, guidance, find)
@@ -294,6 +288,16 @@ def plan_score(config: ScoreConfig, *, device: torch.device | None = None, weigh
     if weights:
         plan.require_engine_fits()
     return plan
+
+
+def _preferences(config: ScoreConfig) -> PreferenceSet:
+    return PreferenceSet(
+        str(config.dataset),
+        split=config.split,
+        config_name=config.dataset_config,
+        limit=config.limit,
+        columns=(*_columns(config), *TEMPLATE_COLUMNS),
+    )
 
 
 def _columns(config: ScoreConfig) -> Columns:

@@ -11,6 +11,7 @@ import pytest
 from support import STANDARD_ROWS, Cli, Models, published, write_rows
 
 from tgdpo import cli
+from tgdpo.data.manifest import Fingerprint, Manifest
 from tgdpo.stages.score.folder import OutputFolder
 from tgdpo.stages.score.passes import Pass
 
@@ -154,6 +155,28 @@ def test_while_a_run_is_at_work_another_is_refused(ours: Words, others: Words, r
     folder.close()
     assert run_cli(*ours, output).code == 0
     assert "was made with other settings" in run_cli(*others, output).error
+
+
+def test_work_that_another_release_began_meanwhile_is_not_removed(
+    ours: Words, run_cli: Cli, ok: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began after this run's plan was made, and has scores. This run takes its part in it: it reads them."""
+    output, claim = tmp_path / "cache", OutputFolder.claim
+
+    def after_another(self: OutputFolder, fingerprint: Fingerprint, **options: bool) -> bool:
+        monkeypatch.setattr(OutputFolder, "claim", claim)
+        other = OutputFolder(output)
+        other.claim(fingerprint | {"tgdpo": "0.2.9"})
+        (output / "_work/reference-00000.parquet").write_bytes(b"scores")
+        other.close()
+        return claim(self, fingerprint, **options)
+
+    monkeypatch.setattr(OutputFolder, "claim", after_another)
+    assert "reference-00000.parquet is damaged" in run_cli(*ours, output).error
+    assert (output / "_work/reference-00000.parquet").read_bytes() == b"scores"
+    (output / "_work/reference-00000.parquet").unlink()
+    ok(*ours, output)
+    assert Manifest.read(output).fingerprint["tgdpo"] == "0.2.9"
 
 
 def test_without_locks_one_line_says_so(
