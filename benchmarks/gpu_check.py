@@ -18,10 +18,6 @@ import os
 import sys
 from pathlib import Path
 
-# Children are forked from this process, which must not touch CUDA; this way it can ask whether there is one.
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
 from acceptance.bare import provide, scratch_folder
 from acceptance.item import write_line
 
@@ -43,6 +39,9 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> int:
     """1 where something failed, or packages are missing."""
     options = arguments().parse_args()
+    # Children are forked from this process, which must not touch CUDA; this way it can ask whether there is one.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with scratch_folder() as scratch:
         missing = provide(Path(scratch))
         if options.tables:

@@ -1,5 +1,6 @@
 """Fixtures: models and preference sets made on the spot, and the command line as a user types it."""
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -23,6 +24,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             tried.update(dict(value for name, value in report.user_properties if name == "tried"))
     for what, count in sorted(tried.items()):
         terminalreporter.write_line(f"tried: {count:,} {what}")
+
+
+@pytest.fixture(autouse=True)
+def environment_stays() -> Iterator[None]:
+    """What a test leaves in the environment would reach every later one, and the processes that these start."""
+    before = dict(os.environ)
+    yield
+    changed = {name for name, _ in before.items() ^ os.environ.items()} - {"PYTEST_CURRENT_TEST"}
+    for name in changed:
+        os.environ.pop(name, None)
+    os.environ.update({name: before[name] for name in changed & before.keys()})
+    assert not changed, f"the test has changed the environment: {sorted(changed)}"
 
 
 @pytest.fixture(scope="session")
