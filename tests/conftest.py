@@ -15,6 +15,23 @@ from support import CHAT_ROWS, STANDARD_ROWS, Cli, CliResult, Models, make_model
 
 from tgdpo import cli
 
+ROOT = Path(__file__).parents[1]
+
+
+class RootFolder:
+    """The root of the checkout is the package `tgdpo`, whatever its folder is called. pytest would import it under the
+    folder's name, which need not be one of a package."""
+
+    @staticmethod
+    def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        """Makes the root a folder like any other."""
+        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers what a conftest below the root cannot be asked."""
+    config.pluginmanager.register(RootFolder())
+
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What the fault tests have tried, added up: each records it under the name `tried`."""
@@ -114,7 +131,7 @@ def run_process() -> Cli:
     return call
 
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = ROOT.parent / "shared"
 
 
 @pytest.fixture(scope="session")

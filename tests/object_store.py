@@ -70,6 +70,10 @@ class Proxy:
         """Leads a process to the bucket, through the proxy."""
         return aws_environment(*self._http.server_address[:2])
 
+    def was_sent(self, ending: str) -> bool:
+        """Whether a file whose name ends with `ending` was sent."""
+        return any(each.method == "PUT" and each.path.endswith(ending) for each in list(self.requests))
+
     def close(self) -> None:
         """Ends it."""
         self._http.shutdown()

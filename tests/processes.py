@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -51,6 +51,14 @@ class Launch:
             time.sleep(0.005)
         self.kill()
         return [process.exitcode or 0 for process in self.processes]
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+        """Returns at the moment at which something is so, while all of them are at work."""
+        until = time.monotonic() + seconds
+        while not condition():
+            assert all(process.is_alive() for process in self.processes), self.output
+            assert time.monotonic() < until, self.output
+            time.sleep(0.001)
 
     def kill(self) -> None:
         """SIGKILL to those that are left."""

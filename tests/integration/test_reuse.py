@@ -1,16 +1,13 @@
 """`tgdpo score --reuse`: a new cache from a finished one."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+from processes import launch
 from support import CHAT_ROWS, STANDARD_ROWS, Cli, Models, make_model, make_tokenizer, published, write_rows
 
 from tgdpo.data.files import sha256_file
@@ -138,16 +135,9 @@ def test_killed_and_started_again(ok: Cli, score: Score, other_guide: Path, tmp_
     base, fresh = score("base"), score("fresh", "--guidance", other_guide)
     killed = tmp_path / "killed"
     call = ["score", "--reuse", str(base), "--guidance", str(other_guide), "--output", str(killed)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tgdpo", *call, "--batch-tokens", "64"], stderr=subprocess.PIPE, cwd=tmp_path
-    )
-    deadline = time.monotonic() + 120
-    while not list((killed / "_work").glob("reference-*")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    started = launch(*call, "--batch-tokens", 64, log=tmp_path / "log")
+    started.wait_for(lambda: any((killed / "_work").glob("reference-*")))
+    started.kill()
     assert not (killed / "_manifest.json").exists()
     ok(*call)
     assert shards_of(killed) == shards_of(fresh)

@@ -4,7 +4,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+from processes import launch
 from support import STANDARD_ROWS, Cli, Models, write_rows
 
 from tgdpo.stages.score.engines.transformers import TransformersEngine
@@ -37,14 +37,9 @@ def test_killed_and_started_again_gives_the_same_bytes(
             str(models.guidance), "--pairs-per-shard", "10", "--batch-tokens", "256"]  # fmt: skip
     ok(*call, "--output", tmp_path / "whole")
     killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-m", "tgdpo", *call, "--output", str(killed)], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not list(killed.glob("part-*")):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    started = launch(*call, "--output", killed, log=tmp_path / "log")
+    started.wait_for(lambda: any(killed.glob("part-*")))
+    started.kill()
     assert not (killed / "_manifest.json").exists()
     finished = len(list(killed.glob("part-*")))
     assert 0 < finished <= 20
@@ -192,16 +187,12 @@ def test_ended_by_a_signal(number: int, code: int, how: str, models: Models, man
     """Ctrl-C or kill in the middle of a pass: one line, the usual exit code, and what was computed is written."""
     call = ["score", "--dataset", str(many_pairs), "--reference", str(models.reference), "--guidance",
             str(models.guidance), "--pairs-per-shard", "10", "--output", str(tmp_path / "cache")]  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-m", "tgdpo", *call], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "cache").glob("part-*")):
-        assert process.poll() is None, "the run ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert stderr.splitlines()[-1] == f"tgdpo: {how}; what is finished stays, the same command goes on from there"
+    started = launch(*call, log=tmp_path / "log")
+    started.wait_for(lambda: any((tmp_path / "cache").glob("part-*")))
+    started.send(number)
+    assert started.wait(60) == [code]
+    last = started.output.splitlines()[-1]
+    assert last == f"tgdpo: {how}; what is finished stays, the same command goes on from there"
     assert not list((tmp_path / "cache").rglob(".*.tmp"))
 
 

@@ -5,7 +5,7 @@ store gone for a while.
 import json
 import shutil
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +126,7 @@ def test_goes_on_where_it_was_killed(
         proxy.requests.clear()
         started = launch(*words, "--output", url, log=tmp_path / f"log-{number}",
                          environment={**proxy.environment, "TMPDIR": str(machine)})  # fmt: skip
-        until = time.monotonic() + 120
-        while not any(each.method == "PUT" and each.path.endswith(wanted) for each in proxy.requests):
-            assert time.monotonic() < until, started.output
-            assert started.processes[0].is_alive(), started.output
+        started.wait_for(partial(proxy.was_sent, wanted))
         started.kill()
         resumed.append(next((line for line in started.output.splitlines() if "going on from" in line), ""))
     assert resumed[0] == resumed[1] == ""
@@ -251,9 +248,7 @@ def test_machines_without_a_shared_disk(
     proxy.requests.clear()
     first = launch(*words, "--output", url, log=tmp_path / "first", machines=machines("first"),
                    environment=proxy.environment)  # fmt: skip
-    until = time.monotonic() + 120
-    while not any(each.path.endswith("step-4/trainer_state.json") for each in proxy.requests if each.method == "PUT"):
-        assert time.monotonic() < until, first.output
+    first.wait_for(partial(proxy.was_sent, "step-4/trainer_state.json"))
     first.kill()
     second = launch(*words, "--output", url, log=tmp_path / "second", machines=machines("second"),
                     environment=proxy.environment)  # fmt: skip

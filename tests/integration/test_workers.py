@@ -1,10 +1,9 @@
 """`tgdpo score --worker i/n`: several workers on one output folder."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import launch
 from support import STANDARD_ROWS, Cli, Models, published, write_rows
 
 from tgdpo.stages.score import prepare as preparation
@@ -50,14 +49,11 @@ def test_one_after_the_other(
 
 def test_at_once(call: list[object], whole: dict[str, bytes], tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    command = [sys.executable, "-m", "tgdpo", *map(str, call), "--output", str(cache), "--worker"]
-    workers = [
-        subprocess.Popen([*command, f"{i}/3"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for i in range(3)
-    ]
-    outputs = [worker.communicate(timeout=300) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0, 0], outputs
-    assert any("58 pairs scored" in stdout for stdout, _ in outputs)
+    workers = [launch(*call, "--output", cache, "--worker", f"{i}/3", log=tmp_path / f"log-{i}") for i in range(3)]
+    codes = [worker.wait(300) for worker in workers]
+    outputs = [worker.output for worker in workers]
+    assert codes == [[0]] * 3, outputs
+    assert any("58 pairs scored" in output for output in outputs)
     assert published(cache) == whole
 
 

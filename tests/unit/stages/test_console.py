@@ -45,7 +45,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def lines(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What is logged."""
     stream = io.StringIO()
-    monkeypatch.setattr(console.stderr, "file", stream)
+    # Not `file`: that is a property, whose value of now, this test's own stderr, would come back in its place.
+    monkeypatch.setattr(console.stderr, "_file", stream)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     return stream
 
