@@ -1,5 +1,6 @@
 """Fixtures: models and preference sets made on the spot, and the command line as a user types it."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -41,6 +42,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             tried.update(dict(value for name, value in report.user_properties if name == "tried"))
     for what, count in sorted(tried.items()):
         terminalreporter.write_line(f"tried: {count:,} {what}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_no_garbage() -> None:
+    """Leaves what is there, all of torch and of the tests, out of later searches for garbage: the product makes one for
+    each model that it lets go, which would take half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

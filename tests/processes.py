@@ -5,6 +5,7 @@ As with torchrun, each of several processes finds its rank in the environment.
 
 import errno
 import fcntl
+import gc
 import os
 import random
 import signal
@@ -129,6 +130,7 @@ def _refuse_lock(*_: object) -> None:
 
 
 def _run(words: list[str], environment: dict[str, str], log: str) -> None:
+    gc.freeze()  # what was imported before is not searched for garbage
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -7,7 +7,6 @@ without GPUs, cluster or network cannot run is checked instead, see `CHECKED`: i
 import argparse
 import ast
 import re
-import runpy
 import shlex
 import sys
 import tomllib
@@ -29,6 +28,7 @@ import transformers
 import yaml
 from documents import PAGES, ROOT, Block, blocks_of
 from hub import TOKEN, served
+from scripts import run_script
 from shell import Answer, Program, run_bash
 from support import CHAT_ROWS, make_model, make_tokenizer, write_rows
 
@@ -263,16 +263,10 @@ def accepts(script: Path, options: list[str]) -> None:
         parse(self, options)
         raise ParsedError
 
-    modules = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
-        patch.setattr(sys, "argv", [str(script), *options])
-        patch.setattr(sys, "path", [str(script.parent), *sys.path])
         with pytest.raises(ParsedError):
-            runpy.run_path(str(script), run_name="__main__")
-    for name in set(sys.modules) - modules:
-        if str(ROOT / "benchmarks") in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+            run_script(script, *options)
 
 
 def extras() -> set[str]:

@@ -8,23 +8,32 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from scripts import run_script
 
 pytest.importorskip("matplotlib", reason="the study's own dependencies, tgdpo[study], are not installed")
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
 
 
-def study(output: Path, *options: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(STUDY), "--output", str(output), "--smoke", "--workers", "1", *options],
-        capture_output=True, text=True, timeout=1800, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+SMOKE = ("--smoke", "--workers", "1")
+
+
+def study(output: Path, *options: object) -> str:
+    """Another start, in this process; returns the tables."""
+    run_script(STUDY, "--output", output, *SMOKE, *options)
     return (output / "smoke" / "report.md").read_text()
 
 
-def test_smoke_resumes_to_the_same_tables(tmp_path: Path) -> None:
-    report = study(tmp_path)
+@pytest.fixture
+def report(tmp_path: Path) -> str:
+    """The tables of a study that a user starts, in `tmp_path`."""
+    done = subprocess.run([sys.executable, str(STUDY), "--output", str(tmp_path), *SMOKE], capture_output=True,
+                          text=True, timeout=1800, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return (tmp_path / "smoke" / "report.md").read_text()
+
+
+def test_smoke_resumes_to_the_same_tables(report: str, tmp_path: Path) -> None:
     for heading in ("Methods", "To convergence", "Alpha", "Guides", "Every learning rate"):
         assert f"### {heading}" in report
     folder = tmp_path / "smoke"
@@ -46,10 +55,10 @@ def test_smoke_resumes_to_the_same_tables(tmp_path: Path) -> None:
     shutil.rmtree(folder / "runs" / lost)
     assert study(tmp_path) == report
     assert (folder / "results" / "main-dpo-lr0.001-s0.parquet").stat().st_mtime_ns == kept
-    assert study(tmp_path / "again", "--tables-from", str(tmp_path)) == report
+    assert study(tmp_path / "again", "--tables-from", tmp_path) == report
     assert {path.suffix for path in (tmp_path / "again" / "smoke").iterdir()} == {".md", ".png"}
 
 
 def test_raw_results_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match=r"study: \S+smoke has no study.json"):
-        study(tmp_path, "--tables-from", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"^study: \S+smoke has no study.json"):
+        study(tmp_path, "--tables-from", tmp_path)

@@ -1,7 +1,5 @@
 """`TGDPOTrainer` and `TGDPOConfig`, as a user of TRL tries them."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import pytest
 import torch
 import transformers
 from pydantic import ValidationError
+from scripts import run_script
 from support import Cli, Models, make_model, make_tokenizer, records_of, weights_of
 
 from tgdpo import RewardCache, TGDPOConfig, TGDPOTrainer, TrainConfig
@@ -209,11 +208,12 @@ class TestConfig:
         assert (args.output, args.mixed_precision) == ("o", "bf16")
 
 
-def test_the_script_in_docs(models: Models, pairs_file: Path, tmp_path: Path) -> None:
+def test_the_script_in_docs(
+    models: Models, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = Path(__file__).parents[2] / "docs" / "from_python.py"
-    command = [sys.executable, script, pairs_file, models.reference, models.guidance, tmp_path / "made"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_script(script, pairs_file, models.reference, models.guidance, tmp_path / "made")
+    printed = capsys.readouterr().out
     assert [record["step"] for record in records_of(tmp_path / "made" / "policy")] == [1, 2, 3]
-    assert "TrainOutput(global_step=3" in done.stdout
-    assert "The blue fox said:" in done.stdout
+    assert "TrainOutput(global_step=3" in printed
+    assert "The blue fox said:" in printed

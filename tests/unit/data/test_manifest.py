@@ -114,6 +114,16 @@ def test_no_more_rows_than_the_bytes_can_hold(rows: int, folder: Path) -> None:
         cache.row_groups  # noqa: B018
 
 
+def test_two_added_guides_of_one_name_are_refused(folder: Path) -> None:
+    """Whose rewards a column holds could not be told."""
+    guides = [{"name": name, "guidance": name, "reward_kind": "log-ratio"} for name in ("good", "bad")]
+    edit(folder, added_guides=guides)
+    assert [guide.name for guide in Manifest.read(folder).added_guides] == ["good", "bad"]
+    edit(folder, added_guides=[*guides, guides[0]])
+    with pytest.raises(CacheError, match="two added guides have one name"):
+        Manifest.read(folder)
+
+
 def test_a_folder_without_one_is_not_finished(folder: Path, tmp_path: Path) -> None:
     (folder / MANIFEST_NAME).unlink()
     with pytest.raises(CacheError, match="not finished"):

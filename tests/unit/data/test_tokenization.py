@@ -129,6 +129,19 @@ class TestSplit:
         assert tokenizer.convert_ids_to_tokens(ids.prompt) == ["<s>", "The"]
         assert tokenizer.convert_ids_to_tokens(ids.chosen) == ["Ġsky", "</s>"]
 
+    def test_goes_back_to_where_both_responses_give_the_prompt_the_same_tokens(self) -> None:
+        """As many tokens lie inside the prompt with either response, and they are others."""
+        pieces = ["<s>", "</s>", "a", "b", "x", "y", "bx", "ab"]
+        model = tokenizers.models.BPE({piece: n for n, piece in enumerate(pieces)}, [("b", "x"), ("a", "b")])
+        tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizers.Tokenizer(model), bos_token="<s>", eos_token="</s>"
+        )
+        assert [tokenizer.tokenize(f"aab{response}") for response in "xy"] == [["a", "a", "bx"], ["a", "ab", "y"]]
+        ids = encoded(tokenizer, Rendered("aab", "x", "y", add_bos=False, add_eos=True)).ids
+        assert [tokenizer.convert_ids_to_tokens(part) for part in ids] == [
+            ["a"], ["a", "bx", "</s>"], ["ab", "y", "</s>"]
+        ]  # fmt: skip
+
     def test_a_batch_gives_what_its_pairs_give_alone(self) -> None:
         pairs = [plain("a" * n, " the sky", " is" if n % 3 else " the sky") for n in range(1, 9)]
         together = PairTokenizer(TOKENIZERS["bpe"], LengthLimits()).encode(pairs)

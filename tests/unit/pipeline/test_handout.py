@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,6 +92,29 @@ def test_one_worker_changes_once() -> None:
     pool = Pool([list(range(20)), list(range(20))], 1, 0, 0)
     pool.run()
     assert pool.loads == 2
+
+
+@pytest.mark.parametrize(
+    ("ready", "holders", "changes"),
+    [(3, 2, True), (2, 2, False), (1, 0, True), (0, 0, False)],
+)
+def test_a_model_is_changed_where_more_shards_are_ready_than_workers_hold_it(
+    ready: int, holders: int, changes: bool
+) -> None:
+    handout = Handout([list(range(ready)), list(range(ready))])
+    for _ in range(ready):
+        shard = handout.take(0)
+        assert shard is not None
+        handout.done(0, shard)
+    assert handout.next_job(0, Counter({0: 1, 1: holders})) == (1 if changes else 0)
+
+
+@pytest.mark.parametrize("holders", [0, 1])
+def test_a_worker_waits_for_its_own_shards_where_others_hold_the_model(holders: int) -> None:
+    """Its guidance shards come once the reference's are scored; meanwhile those are the other worker's to score."""
+    handout = Handout([[0, 1, 2], [0, 1, 2]])
+    assert handout.take(1) is None
+    assert handout.next_job(1, Counter({0: holders, 1: 1})) == (1 if holders else 0)
 
 
 def test_deaths_are_counted_per_shard() -> None:

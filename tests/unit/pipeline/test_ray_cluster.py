@@ -121,6 +121,8 @@ def test_without_ray_a_line_says_what_to_install(
     run_cli: Cli, models: Models, pairs_file: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
+    for name in ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_USAGE_STATS_ENABLED"):
+        monkeypatch.setenv(name, "0")  # the launcher would set it for good
     result = run_cli("score", "--dataset", pairs_file, "--reference", models.reference, "--output", tmp_path / "cache",
                      "--launcher", "ray")  # fmt: skip
     assert result.code == 2

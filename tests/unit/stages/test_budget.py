@@ -93,3 +93,11 @@ def test_running_out_lowers_it_for_good(tokens: int | None) -> None:
         tokens = min(budget.limit(), 9000)
         device.run(budget, tokens)
     assert budget.limit() <= 15_000 * 3 // 4
+
+
+def test_what_ran_out_once_is_not_tried_again_where_memory_seems_free() -> None:
+    """As with memory in fragments: a device says that it has room, and a pass ends all the same."""
+    budget = TokenBudget(None, Device(10**9, 1))
+    with pytest.raises(torch.OutOfMemoryError), budget.spent(6000):
+        raise torch.OutOfMemoryError
+    assert grown(budget, Device(10**9, 1)) == 6000 * 3 // 4

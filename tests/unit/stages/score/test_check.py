@@ -72,6 +72,32 @@ def test_differences_are_those_of_the_cache(
     ok("verify", tmp_path / "cache")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_score_that_is_not_finite_is_a_difference(
+    value: float, ok: Cli, call: list[Any], transformers_as_another: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """One token's, with the other engine."""
+    ok(*call)
+    original = TransformersEngine.score
+
+    def spoiled(self: TransformersEngine, *arguments: Any) -> Any:
+        scores = original(self, *arguments)
+        if self.name.endswith("guidance"):
+            scores[3].chosen[0] = value
+        return scores
+
+    monkeypatch.setattr(TransformersEngine, "score", spoiled)
+    result = ok(*call, "--check-against", transformers_as_another)
+    check = Manifest.read(tmp_path / "cache").engine_check
+    assert check is not None
+    assert check.guidance is not None
+    assert check.rewards is not None
+    assert (check.guidance.max, check.rewards.max) == (1e9, 1e9)
+    assert check.reference.max < 1e-5
+    assert "warning: the engines differ by more than 0.001 nats per token in guidance and rewards" in result.stderr
+
+
 def test_a_finished_cache_is_checked_once(ok: Cli, call: list[Any], tmp_path: Path) -> None:
     ok(*call)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("part-*")}

@@ -60,6 +60,15 @@ def test_seed_and_epoch_decide_the_order(cache: RewardCache) -> None:
     assert sorted(names(make(1), 0)) == sorted(names(make(1), 1)), "the held-out pairs are the same in every epoch"
 
 
+def test_each_epoch_has_an_order_of_its_own_inside_every_row_group(cache: RewardCache) -> None:
+    order = PairOrder(cache, seed=1, eval_fraction=0)
+    epochs = [names(order, epoch) for epoch in range(3)]
+    for group in cache.row_groups:
+        members = {pair.pair_id for pair in cache.read_pairs(group)}
+        orders = {tuple(name for name in epoch if name in members) for epoch in epochs}
+        assert len(orders) == 3
+
+
 def test_skipping_reads_one_row_group_and_the_next(cache: RewardCache, monkeypatch: pytest.MonkeyPatch) -> None:
     order = PairOrder(cache, seed=0, eval_fraction=0)
     reads = []

@@ -1,79 +1,31 @@
 """An engine in a process of its own: progress, errors, deaths, and that nothing outlives it."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from odd_engine import InItsOwnProcess
 from support import Models
 
 from tgdpo.data.tokenization import PairIds
 from tgdpo.errors import ModelError, UsageError
 from tgdpo.stages.models import resolve
-from tgdpo.stages.score.engines import Engine, EngineSpec, OnBatch, PairScores
+from tgdpo.stages.score.engines import Engine, EngineSpec
 from tgdpo.stages.score.engines.dummy import DummyEngine
-from tgdpo.stages.score.engines.process import ProcessEngine
 
 PAIRS = [PairIds(*(np.arange(5, 5 + n + i, dtype=np.int32) for n in (4, 6, 5))) for i in range(7)]
 
 
-class Inner(DummyEngine):
-    """Does what its arguments say, in the child."""
-
-    notes: ClassVar[list[str]] = ["a line for people"]
-
-    def __init__(self, spec: EngineSpec) -> None:
-        super().__init__(EngineSpec(source=spec.source, dtype=spec.dtype, device=spec.device, batch_tokens=1))
-        self._then = spec.arguments.get("then")
-        if pids := spec.arguments.get("pids"):
-            grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-            Path(pids).write_text(f"{os.getpid()} {grandchild.pid}")
-        if self._then == "refuse":
-            raise UsageError("the option cannot work", fix="leave it out")
-
-    def score(self, pairs: Sequence[PairIds], on_batch: OnBatch) -> list[PairScores]:
-        sys.stdout.write("noise on stdout\n")
-        sys.stdout.flush()
-        if self._then == "raise":
-            raise ZeroDivisionError("division of something")
-        if self._then == "model-error":
-            raise ModelError("the model cannot", fix="take another")
-        if self._then == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self._then == "exit":
-            os._exit(3)
-        if self._then == "killed-over-3" and any(len(pair.prompt) == len(PAIRS[3].prompt) for pair in pairs):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self._then == "hang":
-            while True:
-                on_batch(0, 0)
-                time.sleep(0.1)
-        return super().score(pairs, on_batch)
-
-
-class InItsOwnProcess(ProcessEngine):
-    """The wrapper under test."""
-
-    inner = f"{__name__}.Inner"
-
-    @staticmethod
-    def versions() -> dict[str, str]:
-        return {}
-
-
 @pytest.fixture
-def spec(models: Models, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A spec for `Inner`; the child finds this module by its folder."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setattr(InItsOwnProcess, "inner", f"{Path(__file__).stem}.Inner")
+def spec(models: Models) -> Any:
+    """A spec for `OddEngine`."""
     source = resolve(str(models.reference), "--reference")
 
     def make(**arguments: Any) -> EngineSpec:
@@ -134,7 +86,7 @@ def test_what_nobody_expected_is_one_line_with_the_log(spec: Any, then: str, mes
 def test_a_pair_that_kills_the_process_costs_itself_alone(spec: Any, capfd: pytest.CaptureFixture[str]) -> None:
     pairs = PAIRS[2:5]
     expected = DummyEngine(spec()).score(pairs, lambda *_: None)
-    engine = InItsOwnProcess(spec(then="killed-over-3"))
+    engine = InItsOwnProcess(spec(then="killed-over-one"))
     found = engine.score(pairs, lambda *_: None)
     assert [scores.finite for scores in found] == [True, False, True]
     for ours, theirs in zip(found, expected, strict=True):
@@ -179,16 +131,16 @@ def test_the_child_ends_when_the_call_is_interrupted(spec: Any, tmp_path: Path) 
 
 def test_the_child_ends_when_the_parent_is_killed(models: Models, tmp_path: Path) -> None:
     script = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_process, torch
+import numpy, torch
+from odd_engine import InItsOwnProcess
+from tgdpo.data.tokenization import PairIds
 from tgdpo.stages.models import resolve
 from tgdpo.stages.score.engines import EngineSpec
 spec = EngineSpec(source=resolve({str(models.reference)!r}, ""), dtype=torch.float32, device=torch.device("cpu"),
                   batch_tokens=1, arguments={{"pids": {str(tmp_path / "pids")!r}, "then": "hang"}})
-engine = test_process.InItsOwnProcess(spec)
+engine = InItsOwnProcess(spec)
 print("loaded", flush=True)
-engine.score(test_process.PAIRS, lambda *_: None)
+engine.score([PairIds(*[numpy.arange(5, dtype=numpy.int32)] * 3)], lambda *_: None)
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment, text=True)
