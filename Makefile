@@ -11,8 +11,10 @@ demo: $(VENV)/.installed
 
 test: lint $(VENV)/.installed-dev
 	# One thread each: two workers with two threads on two cores wait for one another.
+	# In the files' own order the small ones come last, so that both workers end together; xdist would take those of few
+	# tests last, which are the longest.
 	# tests/integration/test_gpu_check.py runs tests/gpu.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/gpu
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/faults --ignore tests/gpu
 
 # The real Ray, in an environment of its own.
 test-ray: $(VENV)-ray/.installed

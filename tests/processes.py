@@ -16,13 +16,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import cache
+from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+
+import pytest
 
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
+        "preloaded",
         "tgdpo.cli",
         "tgdpo.pipeline.launch",
         "tgdpo.stages.score.run",
@@ -33,6 +37,14 @@ _CONTEXT.set_forkserver_preload(
         "transformers.models.llama",
     ]
 )
+
+
+@cache
+def start_server() -> None:
+    """The process that is forked; a process has one. It imports from the folders that this one does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        forkserver.ensure_running()
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,7 @@ def launch(
 ) -> Launch:
     """Starts `tgdpo ARGUMENTS` as so many processes, or as one on each machine, which is known by its temporary folder
     here."""
+    start_server()
     processes = len(machines) or processes
     words, port = list(map(str, arguments)), _free_port()
     log.touch()

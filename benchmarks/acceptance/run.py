@@ -1,5 +1,6 @@
 """A stage from its first line to its last."""
 
+import gc
 import importlib
 import importlib.util
 import shutil
@@ -63,6 +64,7 @@ def preload(*, small: bool) -> None:
     for name in (*PRELOADED, "trl.trainer.dpo_trainer") if small else PRELOADED:
         with suppress(ImportError):  # an item that needs it says so itself
             importlib.import_module(name)
+    gc.freeze()  # children search for garbage when they let a model go; none of this is
 
 
 def _why_not(item: Item, context: Context, left: float) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from processes import start_server
 from scripts import run_script
 
 pytest.importorskip("matplotlib", reason="the study's own dependencies, tgdpo[study], are not installed")
@@ -20,6 +21,7 @@ SMOKE = ("--smoke", "--workers", "1")
 
 def study(output: Path, *options: object) -> str:
     """Another start, in this process; returns the tables."""
+    start_server()  # else the study's own would be that of the tests thereafter
     run_script(STUDY, "--output", output, *SMOKE, *options)
     return (output / "smoke" / "report.md").read_text()
 
