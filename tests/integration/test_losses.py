@@ -7,18 +7,22 @@ import pandas as pd
 import pytest
 import transformers
 import yaml
-from support import Cli, Models, make_model, make_tokenizer, records_of
+from support import STANDARD_ROWS, Cli, Models, make_model, make_tokenizer, records_of, write_rows
 
 from tgdpo.stages.train.losses import LOSSES
 
 FAST = ("--learning-rate", 1e-2, "--batch-size", 4, "--logging-steps", 1)
 
 
-@pytest.fixture
-def reference_cache(ok: Cli, models: Models, pairs_file: Path, tmp_path: Path) -> Path:
-    """The same without guidance."""
-    ok("score", "--dataset", pairs_file, "--reference", models.reference, "--output", tmp_path / "reference-cache")
-    return tmp_path / "reference-cache"
+@pytest.fixture(scope="module")
+def reference_cache(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pairs as `scored`, without guidance."""
+    from tgdpo import ScoreConfig, score
+
+    folder = tmp_path_factory.mktemp("reference")
+    rows = write_rows(folder / "pairs.jsonl", STANDARD_ROWS)
+    score(ScoreConfig(dataset=str(rows), reference=str(models.reference), output=str(folder / "cache")))
+    return folder / "cache"
 
 
 @pytest.fixture(scope="module")

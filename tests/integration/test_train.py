@@ -23,11 +23,9 @@ from tgdpo.stages.train.loop import TrainRun
 
 
 @pytest.fixture
-def cache(ok: Cli, models: Models, pairs_file: Path, tmp_path: Path) -> Path:
-    """Twenty scored pairs."""
-    ok("score", "--dataset", pairs_file, "--reference", models.reference, "--guidance", models.guidance,
-       "--output", tmp_path / "cache")  # fmt: skip
-    return tmp_path / "cache"
+def cache(scored: Path) -> Path:
+    """Twenty scored pairs, to be read only."""
+    return scored
 
 
 def records_of(run: Path) -> list[dict[str, Any]]:
