@@ -87,10 +87,10 @@ def _train(model: Any, tokenizer: Any, demonstrations: Iterator[Demonstration], 
 
 def _encode(batch: list[Demonstration], tokenizer: Any) -> dict[str, torch.Tensor]:
     """Input ids and labels, padded on the right; the loss is on the answer and its </s>."""
-    prompts, answers = map(list, zip(*batch, strict=True))
     # In one call each: row by row, the tokenizer takes three times as long.
-    prompt_ids = tokenizer(prompts).input_ids
-    answer_ids = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(answers, add_special_tokens=False).input_ids]
+    prompt_ids = tokenizer([shown.prompt for shown in batch]).input_ids
+    bare = tokenizer([shown.answer for shown in batch], add_special_tokens=False).input_ids
+    answer_ids = [[*ids, tokenizer.eos_token_id] for ids in bare]
     rows = [prompt + answer for prompt, answer in zip(prompt_ids, answer_ids, strict=True)]
     labels = [[_IGNORED] * len(prompt) + answer for prompt, answer in zip(prompt_ids, answer_ids, strict=True)]
     return {"input_ids": _padded(rows, tokenizer.pad_token_id), "labels": _padded(labels, _IGNORED)}
