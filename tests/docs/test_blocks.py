@@ -16,6 +16,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from fnmatch import fnmatchcase
 from importlib import import_module
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,8 @@ def extras() -> set[str]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models, preference sets, caches."""
+    for name in chain.from_iterable(NAMES.values()):
+        import_module(name)  # here, since polars sets environment variables
     folder = tmp_path_factory.mktemp("documents")
     tokenizer = make_tokenizer(chat=True)
     for seed, name in enumerate(("reference", "guidance")):
