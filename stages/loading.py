@@ -237,6 +237,7 @@ def add_adapter(model: nn.Module, adapter: ModelSource, *, trainable: bool = Fal
         one_line(f"the adapter {adapter.name} does not fit its base", fix="name the right base model"),
         warnings.catch_warnings(record=True) as said,
     ):
+        warnings.simplefilter("always")  # Python drops those that it has shown before
         wrapped: Any = peft.PeftModel.from_pretrained(model, str(adapter.folder), is_trainable=trainable)
     _require_all_used(wrapped, adapter, [str(warning.message) for warning in said])
     adapter.require_unchanged()
